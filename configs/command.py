@@ -1,0 +1,73 @@
+"""The command line of every verb with a config: CONFIG, `key=value`, `--dry-run`, `--help`."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from configs import ConfigError, describe, load, to_yaml
+
+Schema = TypeVar("Schema")
+
+
+def parse(
+    schema: type[Schema], argv: Sequence[str], *, prog: str, doc: str, passes_flags_on: bool = False
+) -> tuple[Schema, list[str]]:
+    """Parse `CONFIG [key=value ...] [--dry-run] [--flags]` into a config and flags to pass on.
+
+    `--help`, `--dry-run` and a user's mistake end the process here, with exit code 0, 0 and 2.
+    """
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog=f"Every key, its type, default and meaning:\n{describe(schema)}"
+        if _asks_help(argv)
+        else None,
+    )
+    parser.add_argument("config", metavar="CONFIG", help="YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="overrides of single keys, as a.b=1"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
+    arguments, rest = parser.parse_known_intermixed_args(list(argv))
+    flags = [word for word in rest if word.startswith("-")]
+    if flags and not passes_flags_on:
+        parser.error(f"unknown option {flags[0]}")
+    try:
+        config = load(schema, _find(arguments.config), arguments.overrides)
+    except ConfigError as error:
+        fail(f"{prog}: {error}")
+    if arguments.dry_run:
+        sys.stdout.write(to_yaml(config))
+        sys.exit(0)
+    return config, rest
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a verb: a user's mistake (ValueError and the like) is one line on stderr, exit code 2."""
+    try:
+        main()
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        fail(f"error: {error}")
+    except KeyboardInterrupt:
+        fail("interrupted", code=130)
+
+
+def fail(message: str, *, code: int = 2) -> NoReturn:
+    """Print one line to stderr and exit."""
+    sys.stderr.write(f"{message}\n")
+    sys.exit(code)
+
+
+def _find(path: str) -> Path:
+    """A path as given, or of a config that the wheel carries: works from any folder."""
+    given = Path(path)
+    carried = Path(__file__).parent.parent / path
+    return carried if not given.exists() and carried.is_file() else given
+
+
+def _asks_help(argv: Sequence[str]) -> bool:
+    return "-h" in argv or "--help" in argv

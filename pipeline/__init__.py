@@ -1,0 +1,1 @@
+"""Preparation: an Apache Beam pipeline that turns corpora into a dataset of WebDataset tars."""

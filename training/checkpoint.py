@@ -1,0 +1,219 @@
+"""Checkpoints: atomic and verified.
+
+`RUN/checkpoints/step-00001000/` holds DeepSpeed's files, a file of each rank with its random state, `state.json`
+with the integers of the run, the config, and last `checkpoint.json` with size and sha256 of all of them. All of
+it is written under a temporary name and renamed; then `latest` is renamed over. After a kill at any moment the
+newest complete checkpoint is found, and a damaged one is named and passed over.
+"""
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from training import distributed
+
+SUMMARY = "checkpoint.json"
+STATE = "state.json"
+CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Section `checkpoints`."""
+
+    every_steps: int = 500
+    """Write a checkpoint after so many steps, and at the end of the run; 0 only at the end."""
+    keep: int = 2
+    """Keep so many of the newest checkpoints; 0 keeps all."""
+
+    def __post_init__(self) -> None:
+        """Refuse negative numbers."""
+        for name in ("every_steps", "keep"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """The integers that a run continues from; the same on every rank."""
+
+    step: int
+    """Optimizer steps done, skipped ones included."""
+    samples_seen: int
+    """Samples consumed by them: the whole state of the data."""
+    tokens_seen: int
+    """Loss targets of them."""
+    skipped_steps: int
+    """Steps that the optimizer did not take."""
+    world_size: int
+    """Ranks that wrote the checkpoint."""
+    zero_stage: int
+    """ZeRO stage that wrote it."""
+    fingerprint: str
+    """Of the dataset."""
+
+
+def save_checkpoint(
+    checkpoints_dir: Path, state: RunState, write: Callable[[Path], None], config_yaml: str
+) -> Path:
+    """Write a checkpoint; every rank calls it and `write(folder)` writes the engine's part.
+
+    Raises:
+        OSError: no space or no permission; whatever was saved before is untouched.
+    """
+    final = checkpoints_dir / f"step-{state.step:08d}"
+    temporary = checkpoints_dir / f".tmp-{final.name}"
+    if distributed.is_rank_zero():
+        _remove_unfinished(checkpoints_dir)
+        temporary.mkdir(parents=True)
+    distributed.barrier()
+    try:
+        write(temporary)
+        torch.save(_random_state(), temporary / _rank_file())
+        if distributed.is_rank_zero():
+            (temporary / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
+            (temporary / CONFIG).write_text(config_yaml)
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+        raise OSError(
+            f"checkpoint of step {state.step} not written to {temporary}: {error}; "
+            f"{_free_gib(checkpoints_dir):.1f} GiB are free there; the checkpoints before it are untouched"
+        ) from error
+    distributed.barrier()
+    summary = _hash_files(temporary)
+    if distributed.is_rank_zero():
+        _write_durably(temporary / SUMMARY, json.dumps({"files": summary}, indent=1) + "\n")
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.replace(final)
+        _fsync_dir(checkpoints_dir)
+        _write_durably(checkpoints_dir / "latest", f"{final.name}\n")
+    distributed.barrier()
+    return final
+
+
+def remove_old(checkpoints_dir: Path, *, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints; 0 keeps all."""
+    if keep and distributed.is_rank_zero():
+        for folder in list_checkpoints(checkpoints_dir)[:-keep]:
+            shutil.rmtree(folder)
+
+
+def find_last_good(checkpoints_dir: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose files all have their size and sha256; damaged ones are told to `warn`.
+
+    Every rank calls it and gets the same answer.
+    """
+    for folder in reversed(distributed.broadcast(list_checkpoints(checkpoints_dir))):
+        faults = [fault for part in distributed.gather(_verify_part(folder)) for fault in part]
+        if not faults:
+            return Path(folder)
+        if distributed.is_rank_zero():
+            warn(f"{folder}: damaged, passed over: {'; '.join(faults)}")
+    return None
+
+
+def read_state(checkpoint_dir: Path) -> RunState:
+    """The integers of a checkpoint."""
+    return RunState(**json.loads((checkpoint_dir / STATE).read_text()))
+
+
+def restore_random_state(checkpoint_dir: Path) -> None:
+    """Set this rank's random generators to where the checkpoint found them."""
+    state: dict[str, Any] = torch.load(checkpoint_dir / _rank_file(), weights_only=False)
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002  (what libraries below us draw from)
+    torch.set_rng_state(state["torch"])
+    if state["device"] is not None:
+        torch.cuda.set_rng_state(state["device"])
+
+
+def list_checkpoints(checkpoints_dir: Path) -> list[Path]:
+    """Complete checkpoints, oldest first, not verified."""
+    folders = checkpoints_dir.glob("step-*")
+    return sorted(folder for folder in folders if re.fullmatch(r"step-\d{8,}", folder.name))
+
+
+def _verify_part(folder: Path) -> list[str]:
+    """Faults of this rank's share of the files, so that a large checkpoint is hashed by all ranks."""
+    try:
+        expected = json.loads((folder / SUMMARY).read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return [f"{SUMMARY}: {error}"] if distributed.is_rank_zero() else []
+    faults = []
+    for name in sorted(expected)[distributed.rank() :: distributed.world_size()]:
+        path, size = folder / name, expected[name]["bytes"]
+        if not path.is_file():
+            faults.append(f"{name} is missing")
+        elif path.stat().st_size != size:
+            faults.append(f"{name} has {path.stat().st_size} of {size} bytes")
+        elif _sha256(path) != expected[name]["sha256"]:
+            faults.append(f"{name} has another sha256 than written")
+    return faults
+
+
+def _hash_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file, each rank hashing and syncing its share."""
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    share: dict[str, dict[str, Any]] = {}
+    for name in names[distributed.rank() :: distributed.world_size()]:
+        path = folder / name
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        share[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return {name: row for part in distributed.gather(share) for name, row in sorted(part.items())}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _random_state() -> dict[str, Any]:
+    on_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),  # noqa: NPY002
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state() if on_cuda else None,
+    }
+
+
+def _rank_file() -> str:
+    return f"rank-{distributed.rank():05d}.pt"
+
+
+def _remove_unfinished(checkpoints_dir: Path) -> None:
+    for folder in checkpoints_dir.glob(".tmp-step-*"):
+        shutil.rmtree(folder)
+
+
+def _write_durably(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _fsync_dir(path.parent)
+
+
+def _fsync_dir(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _free_gib(folder: Path) -> float:
+    return shutil.disk_usage(folder).free / 2**30

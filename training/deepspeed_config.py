@@ -1,0 +1,103 @@
+"""DeepSpeed's config as a pure function of ours; `tests/training/golden/` holds its results.
+
+The choices avoid what is known to go wrong in DeepSpeed 0.19 (each has a test):
+gradients accumulate in fp32, not in bf16; clipping and printing are set, their defaults changed between
+versions; buckets fit the model, 5e8 elements waste a gigabyte on a small one; ZeRO stage 0 computes under
+autocast on fp32 weights, since its own bf16 and fp16 wrappers take an optimizer step with zero gradients at
+the start and accumulate in low precision.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+NEVER = 10**9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Section `engine`: how the model is spread over ranks and computed."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What is partitioned over the ranks: 0 nothing, 1 optimizer, 2 also gradients, 3 also weights."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Of forward and backward; master weights, moments and accumulation are fp32 always."""
+    activation_checkpointing: Literal["none", "full"] = "none"
+    """`full` keeps only the input of each block and computes the rest again in the backward pass."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global L2 norm; 0 leaves them as they are."""
+    bucket_elements: int = 50_000_000
+    """Largest communication bucket, elements; smaller models use smaller ones."""
+    initial_loss_scale_power: int = 16
+    """fp16: the loss scale starts at 2 to this power."""
+    loss_scale_window: int = 1000
+    """fp16: the loss scale doubles after so many steps without an overflow."""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        if self.max_grad_norm < 0:
+            raise ValueError(f"max_grad_norm must be 0 or more, found {self.max_grad_norm}")
+        if self.bucket_elements < 1:
+            raise ValueError(f"bucket_elements must be at least 1, found {self.bucket_elements}")
+
+
+def build_deepspeed_config(
+    config: Config,
+    *,
+    micro_batch_size: int,
+    gradient_accumulation_steps: int,
+    num_parameters: int,
+    overlap: bool,
+) -> dict[str, Any]:
+    """The dictionary for `deepspeed.initialize`; `overlap` communicates during the backward pass."""
+    clip_here = (
+        config.zero_stage > 0
+    )  # stage 0 clips in the engine, DeepSpeed does not tell its norm
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        "gradient_clipping": config.max_grad_norm if clip_here else 0.0,
+        "steps_per_print": NEVER,
+        "wall_clock_breakdown": False,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": _zero(config, num_parameters, overlap=overlap),
+        **_precision(config),
+    }
+
+
+def _zero(config: Config, num_parameters: int, *, overlap: bool) -> dict[str, Any]:
+    bucket = max(1, min(config.bucket_elements, num_parameters))
+    section: dict[str, Any] = {
+        "stage": config.zero_stage,
+        "contiguous_gradients": True,
+        "overlap_comm": overlap,
+        "reduce_scatter": True,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+    }
+    if config.zero_stage == 3:
+        section["stage3_prefetch_bucket_size"] = bucket
+        section["stage3_param_persistence_threshold"] = min(100_000, num_parameters // 100)
+        # The default 1e9 keeps a model below a billion parameters gathered and saves nothing.
+        section["stage3_max_live_parameters"] = max(1, num_parameters // 4)
+        section["stage3_max_reuse_distance"] = max(1, num_parameters // 4)
+    return section
+
+
+def _precision(config: Config) -> dict[str, Any]:
+    if config.precision == "fp32":
+        return {}
+    if config.zero_stage == 0:
+        dtype = {"bf16": "bfloat16", "fp16": "float16"}[config.precision]
+        return {"torch_autocast": {"enabled": True, "dtype": dtype}}
+    accumulation = {"data_types": {"grad_accum_dtype": "fp32"}}
+    if config.precision == "bf16":
+        return {"bf16": {"enabled": True, "check_grad_overflow": True}, **accumulation}
+    fp16 = {
+        "enabled": True,
+        "loss_scale": 0,
+        "initial_scale_power": config.initial_loss_scale_power,
+        "loss_scale_window": config.loss_scale_window,
+        "hysteresis": 2,
+        "min_loss_scale": 1,
+    }
+    return {"fp16": fp16, **accumulation}

@@ -1,0 +1,217 @@
+"""The engine: the only module that talks to DeepSpeed.
+
+It turns micro batches into optimizer steps: token-exact loss, ZeRO, mixed precision, clipping, and the report
+of what DeepSpeed keeps silent about (skipped steps, loss scale, the gradient norm at stage 0).
+"""
+
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from training import distributed
+from training.deepspeed_config import Config, build_deepspeed_config
+from training.objective import Metrics, MicroBatch, Objective
+
+os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")  # no CUDA operator of DeepSpeed is compiled here
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
+
+import deepspeed  # noqa: E402  (reads its environment at import)
+from deepspeed.accelerator import get_accelerator  # noqa: E402
+from deepspeed.utils.zero_to_fp32 import (  # noqa: E402
+    get_fp32_state_dict_from_zero_checkpoint,
+)
+
+TAG = "deepspeed"
+"""Folder of DeepSpeed's files inside a checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimizer step did; tensors stay on the device until someone reads them."""
+
+    loss: torch.Tensor
+    """Mean loss over the targets of the global batch, nats per target, fp32 scalar."""
+    num_targets: torch.Tensor
+    """Targets of the global batch, int64 scalar."""
+    grad_norm: torch.Tensor | float
+    """Global L2 norm before clipping."""
+    skipped: bool
+    """The optimizer did not step: an overflow or a gradient that is not finite."""
+    loss_scale: float
+    """Of fp16; 1 otherwise."""
+
+
+class Engine:
+    """A model and its optimizer under DeepSpeed ZeRO."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        config: Config,
+        *,
+        micro_batch_size: int,
+        gradient_accumulation_steps: int,
+    ) -> None:
+        self.config = config
+        self.task = objective.task
+        self.accumulation = gradient_accumulation_steps
+        self.device = torch.device(get_accelerator().current_device_name())
+        _check_precision(config)
+        settings = build_deepspeed_config(
+            config,
+            micro_batch_size=micro_batch_size,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            num_parameters=sum(parameter.numel() for parameter in objective.parameters()),
+            overlap=self.device.type != "cpu",
+        )
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=objective, optimizer=optimizer, config=settings, dist_init_required=False
+        )
+
+    @property
+    def module(self) -> nn.Module:
+        """The bare model; under ZeRO stage 3 its weights are partitioned."""
+        model: nn.Module = self.deepspeed.module.model
+        return model
+
+    def train_step(self, batches: Sequence[MicroBatch], learning_rate: float) -> StepResult:
+        """Run one optimizer step on this rank's micro batches.
+
+        The loss is the sum over the targets of the global batch divided by their number, whatever the micro
+        batch, accumulation and world size. DeepSpeed divides by accumulation and averages over ranks, so each
+        sum is scaled by accumulation * world size / targets first.
+        """
+        assert len(batches) == self.accumulation
+        num_targets = self._num_targets(batches)
+        divisor = num_targets.clamp(min=1)
+        scale = self.accumulation * distributed.world_size() / divisor
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = learning_rate
+        total = torch.zeros((), device=self.device)
+        for batch in batches:
+            loss_sum, _ = self.deepspeed(self.to_device(batch))
+            self.deepspeed.backward(loss_sum * scale)
+            total += loss_sum.detach()
+            if batch is batches[-1]:
+                norm = self._clip()
+                scale_before = self._loss_scale()
+            skipped_before = self.deepspeed.skipped_steps
+            self.deepspeed.step()
+        return StepResult(
+            loss=distributed.sum_over_ranks(total) / divisor,
+            num_targets=num_targets,
+            grad_norm=norm if norm is not None else self.deepspeed.get_global_grad_norm(),
+            skipped=self.deepspeed.skipped_steps > skipped_before
+            or self._loss_scale() < scale_before,
+            loss_scale=self._loss_scale(),
+        )
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[MicroBatch]) -> tuple[float, int, dict[str, float]]:
+        """Mean loss over all targets of these batches on all ranks, their number, and mean metrics."""
+        self.deepspeed.eval()
+        sums: Metrics = {"loss": torch.zeros((), device=self.device, dtype=torch.float64)}
+        for batch in batches:
+            loss_sum, metrics = self.deepspeed(self.to_device(batch))
+            sums["loss"] += loss_sum.double()
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, torch.zeros_like(sums["loss"])) + value.double()
+        self.deepspeed.train()
+        num_targets = int(self._num_targets(batches))
+        means = {
+            name: distributed.sum_over_ranks(value).item() / max(num_targets, 1)
+            for name, value in sorted(sums.items())
+        }
+        return means.pop("loss"), num_targets, means
+
+    def to_device(self, batch: MicroBatch) -> MicroBatch:
+        """The batch on this rank's device."""
+        return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+
+    def save(self, checkpoint_dir: Path) -> None:
+        """Write this rank's weights and optimizer state below a folder; every rank calls it.
+
+        `latest` is not DeepSpeed's to write: it does so before the last barrier, not atomically.
+        """
+        scaler = self.deepspeed.torch_autocast_z0_gradscaler
+        state = {"grad_scaler": scaler.state_dict() if scaler else None}
+        self.deepspeed.save_checkpoint(
+            str(checkpoint_dir), tag=TAG, client_state=state, save_latest=False
+        )
+
+    def load(self, checkpoint_dir: Path) -> None:
+        """Read what `save` wrote, at the same world size and ZeRO stage; every rank calls it."""
+        path, state = self.deepspeed.load_checkpoint(str(checkpoint_dir), tag=TAG)
+        if path is None:
+            raise ValueError(f"{checkpoint_dir}: DeepSpeed found no state of this rank in it")
+        if state["grad_scaler"] is not None:
+            self.deepspeed.torch_autocast_z0_gradscaler.load_state_dict(state["grad_scaler"])
+
+    def _num_targets(self, batches: Sequence[MicroBatch]) -> torch.Tensor:
+        """Targets of the global batch; stays on the device, reading it would wait for the device."""
+        count = sum(self.task.num_targets(batch) for batch in batches)
+        return distributed.sum_over_ranks(torch.tensor(count, device=self.device))
+
+    def _clip(self) -> torch.Tensor | None:
+        """Stage 0: clip by torch and return the norm; DeepSpeed clips there without telling it."""
+        if self.config.zero_stage > 0:
+            return None
+        scaler = self.deepspeed.torch_autocast_z0_gradscaler
+        if scaler:
+            scaler.unscale_(self.deepspeed.optimizer)
+        limit = self.config.max_grad_norm or float("inf")
+        return nn.utils.clip_grad_norm_(self.deepspeed.module.parameters(), limit)
+
+    def _loss_scale(self) -> float:
+        scaler = self.deepspeed.torch_autocast_z0_gradscaler
+        if scaler:
+            return float(scaler.get_scale())
+        return float(getattr(self.deepspeed.optimizer, "cur_scale", 1.0) or 1.0)
+
+
+def initialize_distributed() -> None:
+    """Join the other ranks: NCCL on GPUs, gloo on CPUs."""
+    distributed.stand_alone()
+    if get_accelerator().device_name() == "cpu":
+        _without_compiled_operator()
+    else:
+        get_accelerator().set_device(distributed.local_rank())
+    deepspeed.init_distributed(verbose=False)
+
+
+def load_weights(checkpoint_dir: Path) -> dict[str, torch.Tensor]:
+    """The model's fp32 weights, consolidated from the ranks' files of a checkpoint, on the CPU."""
+    folder = checkpoint_dir / TAG
+    if any(folder.glob("*zero_pp_rank*")) or any(folder.glob("*optim_states*")):
+        state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint_dir), tag=TAG)
+    else:
+        path = folder / "mp_rank_00_model_states.pt"
+        state = torch.load(path, map_location="cpu", weights_only=False)["module"]
+    return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+
+
+def _check_precision(config: Config) -> None:
+    if config.precision != "fp16" or config.zero_stage == 0:
+        return
+    if not get_accelerator().is_fp16_supported():
+        raise ValueError(
+            "engine.precision=fp16: this device computes no fp16; use bf16 or fp32, or "
+            "engine.zero_stage=0, which runs fp16 under autocast"
+        )
+
+
+def _without_compiled_operator() -> None:
+    """Without a C++ compiler, let gloo do what DeepSpeed's shared-memory operator would."""
+    if shutil.which(os.environ.get("CXX", "c++")) and shutil.which("ninja"):
+        return
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
