@@ -1,0 +1,102 @@
+"""Section `data` of the training config, and the way from it to a split's sequences."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.manifest import Manifest
+from training.data.chunks import ChunkReader, is_local
+from training.data.tokens import TokenDataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Section `data`."""
+
+    dataset_dir: str
+    """Folder or fsspec URL of the dataset that `python -m pipeline` made."""
+    sequence_length: int = 1024
+    """Input tokens per sequence."""
+    mask_documents: bool = False
+    """Whether attention stays within documents and positions count from their starts."""
+    shuffle_seed: int = 0
+    """Seed of the data order."""
+    num_lanes: int = 128
+    """Places of the dataset that are read at once, 1 to 512; more mix better."""
+    window: int = 64
+    """Sequences of a lane that are permuted together."""
+    num_batches_ahead: int = 4
+    """Steps whose micro batches wait ready on each rank."""
+    num_loader_workers: int = 2
+    """Threads of each rank that fetch and verify chunks."""
+    chunk_cache_mib: int = 2048
+    """Memory of each rank for chunks of a remote dataset, MiB; local ones need none."""
+    corrupt_chunks: Literal["stop", "replace"] = "stop"
+    """What a chunk with a wrong checksum does: stop the run, or read the next good one instead."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts below one."""
+        for name in ("sequence_length", "window", "num_batches_ahead", "num_loader_workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if not 1 <= self.num_lanes <= 512:
+            raise ValueError(f"num_lanes must be 1 to 512, found {self.num_lanes}")
+        if self.chunk_cache_mib < 1:
+            raise ValueError(f"chunk_cache_mib must be at least 1, found {self.chunk_cache_mib}")
+
+
+def open_tokens(
+    config: Config, manifest: Manifest, *, split: str, ranks_per_lane_set: int = 1
+) -> TokenDataset:
+    """The sequences of a split.
+
+    `ranks_per_lane_set` is the number of ranks that share the lanes: the world size where the
+    global batch is a multiple of `num_lanes`, else 1.
+
+    Raises:
+        ValueError: no text, no such split, too short, shards that disagree with the manifest, or
+            too little memory for the chunks of a remote dataset.
+    """
+    where = config.dataset_dir
+    if manifest.kind != "text" or manifest.token_dtype is None:
+        raise ValueError(f"{where}: holds samples of kind {manifest.kind}, expected text")
+    if not manifest.splits.get(split):
+        raise ValueError(f"{where}: no split {split}; it has {', '.join(sorted(manifest.splits))}")
+    reader = ChunkReader(
+        where,
+        manifest.splits[split],
+        token_dtype=manifest.token_dtype,
+        cache_mib=config.chunk_cache_mib,
+        num_loader_workers=config.num_loader_workers,
+    )
+    dataset = TokenDataset(
+        reader,
+        split=split,
+        sequence_length=config.sequence_length,
+        fingerprint=manifest.fingerprint,
+        seed=config.shuffle_seed,
+        num_lanes=config.num_lanes,
+        window=config.window,
+        corrupt_chunks=config.corrupt_chunks,
+    )
+    if not is_local(where):
+        _check_cache(dataset, reader, config=config, sharing=ranks_per_lane_set)
+    return dataset
+
+
+def _check_cache(
+    dataset: TokenDataset, reader: ChunkReader, *, config: Config, sharing: int
+) -> None:
+    """A cache below what the lanes read at once would fetch every chunk again and again."""
+    table, order = reader.table, dataset.order
+    rows_per_chunk = order.samples_per_epoch / len(table)
+    per_lane = 1 + order.window / rows_per_chunk
+    chunks = min(order.num_lanes / sharing * per_lane, len(table))
+    mean_mib = float((table.stop - table.start).mean()) / (1 << 20)
+    needed = math.ceil(chunks * mean_mib)
+    if needed > config.chunk_cache_mib:
+        raise ValueError(
+            f"chunk_cache_mib={config.chunk_cache_mib} is too little: {order.num_lanes} lanes, "
+            f"shared by {sharing} ranks, read about {chunks:.0f} chunks of {mean_mib:.1f} MiB at "
+            f"once; use at least {needed} MiB, or fewer data.num_lanes"
+        )

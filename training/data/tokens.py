@@ -1,0 +1,183 @@
+"""A split of a text dataset as sequences of `sequence_length + 1` tokens.
+
+Sequences are cut at chunk granularity, across the samples of the chunk; their number follows from
+the chunk table alone. Consecutive ones share one token, the label of one and the input of the next.
+In each epoch the cuts of a chunk move by a phase that leaves the number as it is.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from training.data.chunks import ChunkReader, CorruptChunkError
+from training.data.order import PHASES, Order, fold, run_key
+
+Ints = npt.NDArray[np.int64]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Some sequences, a row each."""
+
+    tokens: npt.NDArray[Any]
+    """(rows, sequence_length + 1), in the integer type of the dataset."""
+    document_starts: list[Ints]
+    """Of each row, the offsets in it at which a document begins."""
+    positions: Ints
+    """Of each row, its position in the data order."""
+    weights: npt.NDArray[np.bool_]
+    """Of each row, whether it counts; False is padding of a last validation batch."""
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def rows(self, start: int, stop: int) -> "Sequences":
+        """The rows from `start` to `stop`."""
+        return Sequences(
+            self.tokens[start:stop],
+            self.document_starts[start:stop],
+            self.positions[start:stop],
+            self.weights[start:stop],
+        )
+
+
+def sequences_per_chunk(tokens: Ints, sequence_length: int) -> Ints:
+    """How many sequences chunks of so many tokens give: [9, 10, 12] at length 3 give [2, 3, 3]."""
+    return np.maximum(tokens - 1, 0) // sequence_length
+
+
+class TokenDataset:
+    """The sequences of a split, in the data order or as they lie in the shards."""
+
+    def __init__(
+        self,
+        reader: ChunkReader,
+        *,
+        split: str,
+        sequence_length: int,
+        fingerprint: str,
+        seed: int,
+        num_lanes: int = 128,
+        window: int = 64,
+        corrupt_chunks: Literal["stop", "replace"] = "stop",
+    ) -> None:
+        """Lay the order over the chunks of a split.
+
+        Raises:
+            ValueError: no chunk is long enough for a sequence.
+        """
+        tokens = reader.table.tokens
+        counts = sequences_per_chunk(tokens, sequence_length)
+        if not counts.any():
+            raise ValueError(
+                f"split {split}: no sequence of {sequence_length} + 1 tokens fits; its "
+                f"{len(tokens)} chunks hold at most {tokens.max(initial=0)} tokens each; use a "
+                "smaller data.sequence_length or a larger corpus"
+            )
+        self.sequence_length = sequence_length
+        self.order = Order(
+            counts, fingerprint=fingerprint, seed=seed, num_lanes=num_lanes, window=window
+        )
+        self.replaced: dict[int, int] = {}
+        """Corrupt chunks, and those whose sequences came in their place."""
+        self._reader = reader
+        self._dtype = reader.token_dtype
+        self._key = run_key(fingerprint, seed)
+        self._slack = np.maximum(tokens - 1, 0) - counts * sequence_length
+        self._stops = np.cumsum(counts)
+        self._replaces = corrupt_chunks == "replace"
+
+    def __len__(self) -> int:
+        """Sequences in one epoch."""
+        return self.order.samples_per_epoch
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows that are worth one `read`: a million tokens spread the cost of its few calls."""
+        return max(1, (1 << 20) // (self.sequence_length + 1))
+
+    def read(self, positions: Ints) -> Sequences:
+        """The sequences at these positions of the data order.
+
+        Raises:
+            CorruptChunkError: a chunk is not what the manifest says, and is not to be replaced.
+            OSError: a chunk could not be read after several attempts.
+        """
+        epoch, chunk, index = self.order.locate(positions)
+        return self._gather(epoch, chunk, index, positions)
+
+    def read_in_file_order(self, numbers: Ints) -> Sequences:
+        """The sequences with these numbers, counted through the shards, with phase 0."""
+        chunk = np.searchsorted(self._stops, numbers, side="right")
+        index = numbers - (self._stops[chunk] - self.order.samples_per_chunk[chunk])
+        return self._gather(None, chunk, index, numbers)
+
+    def close(self) -> None:
+        """Let go of files, memory and threads."""
+        self._reader.close()
+
+    def _gather(self, epoch: Ints | None, chunk: Ints, index: Ints, positions: Ints) -> Sequences:
+        while True:
+            source, index_in_source = self._redirect(chunk, index)
+            groups = _group(source)
+            try:
+                blocks = self._reader.get(list(groups))
+                break
+            except CorruptChunkError as error:
+                self._replace(error)
+        firsts = self._phases(epoch, source) + index_in_source * self.sequence_length
+        width = self.sequence_length + 1
+        tokens = np.empty((len(positions), width), self._dtype)
+        document_starts: list[Ints] = [_NO_STARTS] * len(positions)
+        for number, rows in groups.items():
+            chosen, where = firsts[rows], rows.tolist()
+            blocks[number].copy_to(tokens, where, chosen.tolist())
+            starts = blocks[number].documents_in(chosen, width)
+            for row, offsets in zip(where, starts, strict=True):
+                document_starts[row] = offsets
+        weights = np.ones(len(positions), np.bool_)
+        return Sequences(tokens, document_starts, positions, weights)
+
+    def _phases(self, epoch: Ints | None, chunk: Ints) -> Ints:
+        """Where the first sequence of each chunk begins in these epochs: 0 to the slack."""
+        if epoch is None:
+            return np.zeros_like(chunk)
+        hashes = fold(self._key, PHASES, epoch, chunk)
+        return (hashes % (self._slack[chunk] + 1).astype(np.uint64)).astype(np.int64)
+
+    def _redirect(self, chunk: Ints, index: Ints) -> tuple[Ints, Ints]:
+        """The places to read: those asked for, or for a corrupt chunk the next good one."""
+        if not self.replaced:
+            return chunk, index
+        source = chunk.copy()
+        for corrupt, good in self.replaced.items():
+            source[chunk == corrupt] = good
+        return source, index % self.order.samples_per_chunk[source]
+
+    def _replace(self, error: CorruptChunkError) -> None:
+        """Note the next good chunk for a corrupt one, and for those that it stood in for."""
+        counts = self.order.samples_per_chunk
+        following = ((error.chunk + step) % len(counts) for step in range(1, len(counts)))
+        good = next((n for n in following if counts[n] and n not in self.replaced), None)
+        if good is None or not self._replaces:
+            raise error
+        self.replaced[error.chunk] = good
+        for corrupt, stand_in in self.replaced.items():
+            if stand_in == error.chunk:
+                self.replaced[corrupt] = good
+        logger.warning("%s; the sequences of chunk %d come in its place", error, good)
+
+
+_NO_STARTS = np.empty(0, np.int64)
+
+
+def _group(values: Ints) -> dict[int, Ints]:
+    """For each distinct value its rows, ascending."""
+    order = np.argsort(values, kind="stable")
+    distinct, begins = np.unique(values[order], return_index=True)
+    return dict(zip(distinct.tolist(), np.split(order, begins[1:]), strict=True))
