@@ -1,0 +1,63 @@
+"""The stage from text to tokens: the text goes, its tokens and its size stay."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+
+from pipeline.batch import Batch, Count, text_buffers
+from pipeline.encoder import Encoder, load_encoder
+
+STAGE = "encode"
+
+
+@dataclass
+class EncodeDocuments(beam.PTransform):  # type: ignore[misc]
+    """Batches with columns `tokens`, end of document included, and `text_bytes`, without `text`."""
+
+    tokenizer: str
+    """Text of tokenizer.json: it travels to the Beam workers, which may share no file system."""
+    end_of_document: str
+    """Special token behind every document."""
+    engine: str = "fast"
+    """`fast` or `reference`."""
+
+    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
+        encode = _Encode(self.tokenizer, self.end_of_document, self.engine)
+        return batches | "EncodeDocuments" >> beam.ParDo(encode).with_output_types(Batch)
+
+
+def encode_documents(batch: Batch, encoder: Encoder) -> Batch:
+    """The batch with tokens in the place of text."""
+    offsets, _ = text_buffers(batch.documents)
+    num_bytes = int(offsets[-1] - offsets[0])
+    tokens, bounds = encoder.encode_batch(batch.documents.column("text"))
+    lists = pa.LargeListArray.from_arrays(pa.array(bounds), pa.array(tokens))
+    documents = (
+        batch.documents.drop_columns(["text"])
+        .append_column("tokens", lists)
+        .append_column("text_bytes", pa.array(np.diff(offsets)))
+    )
+    entry = Count(STAGE, documents.num_rows, num_bytes, documents.num_rows, num_bytes)
+    return replace(batch, documents=documents, counts=(*batch.counts, entry))
+
+
+class _Encode(beam.DoFn):  # type: ignore[misc]
+    """Loads the encoder once in a worker process."""
+
+    def __init__(self, tokenizer: str, end_of_document: str, engine: str) -> None:
+        self.arguments = (tokenizer, end_of_document, engine)
+
+    def setup(self) -> None:
+        self.encoder = _load(*self.arguments)
+
+    def process(self, batch: Batch) -> Iterator[Batch]:
+        yield encode_documents(batch, self.encoder)
+
+
+@lru_cache(maxsize=1)
+def _load(tokenizer: str, end_of_document: str, engine: str) -> Encoder:
+    return load_encoder(tokenizer, end_of_document=end_of_document, engine=engine)

@@ -1,0 +1,121 @@
+"""What a tokenizer is made from: a sample of the corpus for BPE, its alphabet for characters.
+
+The sample is the beginning of the shuffled corpus, so it depends on data, seed and the plan of
+portions, and on no order of arrival: any number of workers gives the same sample.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.batch import Batch, concat
+from pipeline.hashes import KEY_BYTES, key_halves, shuffle_hashes
+
+PORTION_MARGIN = 2
+"""Each portion may give this times its share of the sample: filters empty some portions."""
+
+SAMPLE = pa.schema(
+    [("hash", pa.uint64()), ("key", pa.binary(KEY_BYTES)), ("text", pa.large_binary())]
+)
+
+Beginning = tuple[int, pa.RecordBatch]
+"""Bytes of text to keep, and rows of `SAMPLE` in order that are the first of what was seen."""
+
+
+@dataclass
+class SampleDocuments(beam.PTransform):  # type: ignore[misc]
+    """Batches with keys to one list of texts of about `sample_bytes`, no text twice.
+
+    Memory and transport are bounded by `PORTION_MARGIN` samples, however large the corpus is.
+    """
+
+    sample_bytes: int
+    """Size of the sample, bytes of text; the last text may go past it."""
+    portion_bytes: tuple[int, ...]
+    """Size of each portion of the plan, by index."""
+    seed: int
+    """The shuffle seed."""
+
+    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[list[str]]:
+        quotas = portion_quotas(self.portion_bytes, self.sample_bytes)
+        return (
+            batches
+            | "OfBatch" >> beam.Map(sample_batch, quotas=quotas, seed=self.seed)
+            | "OfPortion" >> beam.CombinePerKey(merge_beginnings)
+            | "DropPortion" >> beam.Values()
+            | "ForCorpus" >> beam.Map(_limited, limit=self.sample_bytes)
+            | "OfCorpus" >> beam.CombineGlobally(merge_beginnings)
+            | "Texts" >> beam.Map(_texts).with_output_types(list[str])
+        )
+
+
+@dataclass
+class CollectCharacters(beam.PTransform):  # type: ignore[misc]
+    """Batches to one string: the characters of all texts, sorted."""
+
+    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[str]:
+        return (
+            batches
+            | "OfBatch" >> beam.Map(batch_characters).with_output_types(str)
+            | "OfCorpus" >> beam.CombineGlobally(unite_characters).with_output_types(str)
+        )
+
+
+def portion_quotas(portion_bytes: Sequence[int], sample_bytes: int) -> list[int]:
+    """The most that each portion may give to the sample, bytes."""
+    total = max(1, sum(portion_bytes))
+    return [math.ceil(PORTION_MARGIN * sample_bytes * size / total) for size in portion_bytes]
+
+
+def sample_batch(batch: Batch, quotas: Sequence[int], seed: int) -> tuple[int, Beginning]:
+    """The documents of a batch that may come into the sample, by portion."""
+    keys = batch.documents.column("key")
+    columns = [pa.array(shuffle_hashes(keys, seed)), keys, batch.documents.column("text")]
+    rows = pa.RecordBatch.from_arrays(columns, schema=SAMPLE)
+    quota = quotas[batch.portion]
+    return batch.portion, merge_beginnings([(quota, rows)])
+
+
+def merge_beginnings(parts: Iterable[Beginning]) -> Beginning:
+    """The beginning of the union: in the shuffle order, no key twice, up to the limit."""
+    parts = list(parts)
+    if not parts:
+        return 0, pa.RecordBatch.from_pylist([], schema=SAMPLE)
+    limit = max(limit for limit, _ in parts)
+    rows = concat([rows for _, rows in parts])
+    halves = key_halves(rows.column("key"))
+    hashes = rows.column("hash").to_numpy()
+    order = np.lexsort((halves[:, 1], halves[:, 0], hashes))
+    new = np.ones(len(order), np.bool_)
+    new[1:] = (halves[order[1:]] != halves[order[:-1]]).any(axis=1)
+    order = order[new]
+    sizes = pc.binary_length(rows.column("text")).to_numpy()[order]
+    before = np.cumsum(sizes) - sizes
+    return limit, rows.take(pa.array(order[before < limit]))
+
+
+def batch_characters(batch: Batch) -> str:
+    """The characters of a batch, sorted."""
+    text = b"".join(batch.documents.column("text").to_pylist()).decode("utf-8")
+    seen = np.zeros(0x110000, np.bool_)
+    seen[np.frombuffer(text.encode("utf-32-le"), np.uint32)] = True
+    return "".join(map(chr, np.flatnonzero(seen).tolist()))
+
+
+def unite_characters(parts: Iterable[str]) -> str:
+    """The characters of all parts, sorted."""
+    return "".join(sorted(set().union(*parts)))
+
+
+def _limited(part: Beginning, limit: int) -> Beginning:
+    return limit, part[1]
+
+
+def _texts(sample: Beginning) -> list[str]:
+    texts: list[str] = sample[1].column("text").cast(pa.large_string()).to_pylist()
+    return texts

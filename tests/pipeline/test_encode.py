@@ -1,0 +1,55 @@
+import pyarrow as pa
+import pytest
+
+from pipeline.batch import DOCUMENTS, REJECTS, Batch, Count
+from pipeline.encode import EncodeDocuments, encode_documents
+from pipeline.encoder import load_encoder
+from pipeline.key import add_keys
+from pipeline.tokenizer import characters_tokenizer, parse_tokenizer, train_tokenizer
+
+END = "<|endoftext|>"
+TEXTS = ["the cat sat", "", "naïve café", "the end <|endoftext|>"]
+
+
+def batch_of(texts):
+    columns = [
+        pa.array(["a.txt"] * len(texts), pa.string()).dictionary_encode(),
+        pa.array(range(len(texts)), pa.int64()),
+        pa.array([text.encode() for text in texts], pa.large_binary()),
+    ]
+    documents = pa.RecordBatch.from_arrays(columns, schema=DOCUMENTS)
+    rejects = pa.RecordBatch.from_pylist([], schema=REJECTS)
+    return Batch(0, documents, rejects, (Count("read", 9, 99, 4, 40),), True)
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_stage_puts_tokens_in_the_place_of_text(engine):
+    text = train_tokenizer(TEXTS, vocab_size=270, end_of_document=END)
+    keyed = add_keys(batch_of(TEXTS))
+    [result] = [keyed] | EncodeDocuments(text, END, engine)
+    tokenizer = parse_tokenizer(text)
+    assert result.documents.column_names == ["source", "position", "key", "tokens", "text_bytes"]
+    assert result.documents.column("tokens").to_pylist() == [
+        [*tokenizer.encode(sample).ids, 0] for sample in TEXTS
+    ]
+    assert result.documents.column("text_bytes").to_pylist() == [11, 0, 12, 21]
+    assert result.documents.column("key").equals(keyed.documents.column("key"))
+    assert result.counts == (Count("read", 9, 99, 4, 40), Count("encode", 4, 44, 4, 44))
+    assert result.documents.schema.field("tokens").type == pa.large_list(pa.uint16())
+
+
+@pytest.mark.parametrize(("size", "item"), [(10, pa.uint16()), (65_536, pa.uint32())])
+def test_token_type_follows_the_vocabulary(size, item):
+    characters = [chr(code) for code in range(0x10000, 0x10000 + size)]
+    text = characters_tokenizer(characters, end_of_document=END)
+    encoder = load_encoder(text, end_of_document=END)
+    result = encode_documents(batch_of([characters[-1]]), encoder)
+    assert result.documents.schema.field("tokens").type == pa.large_list(item)
+    assert result.documents.column("tokens").to_pylist() == [[size - 1, size]]
+
+
+def test_empty_batch():
+    text = characters_tokenizer("abc", end_of_document=END)
+    result = encode_documents(batch_of([]), load_encoder(text, end_of_document=END))
+    assert result.documents.num_rows == 0
+    assert result.documents.column_names == ["source", "position", "tokens", "text_bytes"]
