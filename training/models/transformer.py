@@ -1,0 +1,398 @@
+"""The decoder Transformer: GPT-2, Llama and what lies between, chosen part by part in `Config`.
+
+tokens -> embedding (+ positions) -> blocks of attention and feed-forward -> norm -> head -> logits.
+Every parameter belongs to a submodule that is called, so that ZeRO-3 can gather it in module hooks.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+Stds = tuple[float, float]
+"""Of the initial weights: inner projections, and those whose result joins the residual stream."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Shape and parts of a decoder Transformer. The defaults are GPT-2's of 124 M parameters."""
+
+    vocab_size: int
+    """Rows of embedding and head, tokens; the tokenizer's number or more."""
+    d_model: int = 768
+    """Width of the residual stream, features."""
+    num_layers: int = 12
+    """Blocks."""
+    num_heads: int = 12
+    """Query heads."""
+    num_kv_heads: int = 0
+    """Key and value heads, each shared by num_heads / num_kv_heads query heads; 0 = num_heads."""
+    head_dim: int = 0
+    """Width of one head, features; 0 = d_model / num_heads."""
+    d_ff: int = 0
+    """Width of the feed-forward, features; 0 = 4 d_model; swiglu 8/3 d_model, up to a 64-fold."""
+    max_positions: int = 1024
+    """Longest sequence, positions; learned positions have a row for each."""
+    positions: Literal["learned", "sinusoidal", "rotary"] = "learned"
+    """How the model knows where a token stands."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Normalisation in front of attention, feed-forward and head."""
+    activation: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu_tanh"
+    """Of the feed-forward; gelu is exact, gelu_tanh the approximation that GPT-2 uses."""
+    tie_embeddings: bool = True
+    """Embedding and head share their weights."""
+    bias: bool = True
+    """Linear layers and layernorm have biases; the head never has one."""
+    dropout: float = 0.0
+    """Share of embedding, attention and residual features dropped in training, 0 to 1."""
+    norm_epsilon: float = 1e-5
+    """Added to the variance."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary wavelengths, which run from 2 pi to 2 pi rope_theta positions."""
+    init_std: float = 0.02
+    """Of the normal initial weights; residual projections take it over sqrt(2 num_layers)."""
+
+    def __post_init__(self) -> None:
+        self._check_ranges()
+        self._derive("num_kv_heads", self.num_heads)
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}"
+            )
+        if not self.head_dim and self.d_model % self.num_heads:
+            sizes = f"d_model {self.d_model} is no multiple of num_heads {self.num_heads}"
+            raise ValueError(f"{sizes}; change one of them or give head_dim")
+        self._derive("head_dim", self.d_model // self.num_heads)
+        gated_width = 64 * math.ceil(8 * self.d_model / (3 * 64))
+        self._derive("d_ff", gated_width if self.activation == "swiglu" else 4 * self.d_model)
+        if self.positions == "rotary" and self.head_dim % 2:
+            raise ValueError(f"positions rotary turns pairs, but head_dim {self.head_dim} is odd")
+        if self.positions == "sinusoidal" and self.d_model % 2:
+            raise ValueError(f"positions sinusoidal fills pairs, but d_model {self.d_model} is odd")
+
+    def _check_ranges(self) -> None:
+        least = dict.fromkeys(("num_kv_heads", "head_dim", "d_ff"), 0)
+        least |= dict.fromkeys(("vocab_size", "d_model", "num_layers", "num_heads"), 1)
+        for name, bound in (least | {"max_positions": 1}).items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {bound}")
+        for name in ("norm_epsilon", "rope_theta", "init_std"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+
+    def _derive(self, name: str, value: int) -> None:
+        """Put the number in the place of a 0, so that the resolved config tells it."""
+        object.__setattr__(self, name, getattr(self, name) or value)
+
+
+def num_parameters(config: Config) -> int:
+    """Parameters of the model, tied ones once; no memory is touched."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in Model(config).parameters())
+
+
+class Model(nn.Module):
+    """A decoder Transformer. `logits(features(tokens))`; losses take the two steps apart."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = Embedding(config.vocab_size, config.d_model, std=config.init_std)
+        self.positions = _build_positions(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = _build_norm(config)
+        self.head = Linear(config.d_model, config.vocab_size, bias=False, std=config.init_std)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+
+    def forward(
+        self, tokens: Tensor, *, positions: Tensor | None = None, documents: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B, T, V) of tokens (B, T)."""
+        return self.logits(self.features(tokens, positions=positions, documents=documents))
+
+    def features(
+        self,
+        tokens: Tensor,
+        *,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        caches: Sequence["Cache"] | None = None,
+    ) -> Tensor:
+        """Features (B, T, D) in front of the head.
+
+        Args:
+            tokens: (B, T).
+            positions: (B, T), where they do not run from 0; they restart at document boundaries.
+            documents: (B, T) ids; a token then attends to its own document only.
+            caches: one per block, to continue a sequence token by token; see `Cache`.
+        """
+        past = caches[0].length if caches else 0
+        self._check_length(past + tokens.shape[1])
+        if positions is None:
+            positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)  # (T)
+        x, rotation = self.positions(self.embedding(tokens), positions)  # (B, T, D)
+        mask = None if documents is None else document_mask(documents)
+        x = self.dropout(x)
+        for index, block in enumerate(self.blocks):
+            x = block(x, rotation, mask, caches[index] if caches else None)
+        normed: Tensor = self.norm(x)
+        return normed
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits (..., V) of features (..., D)."""
+        logits: Tensor = self.head(features)
+        return logits
+
+    def new_caches(self) -> list["Cache"]:
+        """Empty caches for `features`, one per block."""
+        return [Cache() for _ in self.blocks]
+
+    def _check_length(self, length: int) -> None:
+        if length > self.config.max_positions:
+            limit = f"max_positions {self.config.max_positions}"
+            raise ValueError(f"a sequence of {length} tokens is longer than the model's {limit}")
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward; each reads a norm of the residual stream and adds to it."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        stds = (config.init_std, config.init_std / math.sqrt(2 * config.num_layers))
+        self.attention_norm = _build_norm(config)
+        self.attention = Attention(
+            config.d_model,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            bias=config.bias,
+            dropout=config.dropout,
+            stds=stds,
+        )
+        self.feed_forward_norm = _build_norm(config)
+        self.feed_forward = _build_feed_forward(config, stds)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: "Cache | None" = None,
+    ) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, mask, cache))
+        forwarded: Tensor = self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return x + forwarded
+
+
+class Attention(nn.Module):
+    """Causal attention; with a mask (B, 1, T, T), which must be causal itself, the mask alone."""
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        bias: bool,
+        dropout: float,
+        stds: Stds,
+    ) -> None:
+        super().__init__()
+        self.groups = (num_heads, num_kv_heads, num_kv_heads)
+        self.head_dim = head_dim
+        self.dropout = dropout
+        self.query_key_value = Linear(d_model, sum(self.groups) * head_dim, bias=bias, std=stds[0])
+        self.output = Linear(num_heads * head_dim, d_model, bias=bias, std=stds[1])
+
+    def forward(
+        self, x: Tensor, rotation: Tensor | None, mask: Tensor | None, cache: "Cache | None"
+    ) -> Tensor:
+        heads = self.query_key_value(x).unflatten(-1, (-1, self.head_dim))  # (B, T, H + 2G, K)
+        q, k, v = heads.transpose(1, 2).split(self.groups, dim=1)  # (B, H, T, K), 2 x (B, G, T, K)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        if cache is not None:
+            k, v = cache.extend(k, v)  # (B, G, past + T, K)
+        attended = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            # One new token behind a cache sees all that is there.
+            is_causal=mask is None and q.shape[2] == k.shape[2],
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+        output: Tensor = self.output(attended.transpose(1, 2).flatten(2))  # (B, T, D)
+        return output
+
+
+class FeedForward(nn.Module):
+    """Up, GELU, down."""
+
+    def __init__(self, d_model: int, d_ff: int, *, gelu: str, bias: bool, stds: Stds) -> None:
+        super().__init__()
+        self.up = Linear(d_model, d_ff, bias=bias, std=stds[0])
+        self.gelu = nn.GELU(approximate=gelu)
+        self.down = Linear(d_ff, d_model, bias=bias, std=stds[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        down: Tensor = self.down(self.gelu(self.up(x)))
+        return down
+
+
+class GatedFeedForward(nn.Module):
+    """SwiGLU: the SiLU of a gate times up, then down."""
+
+    def __init__(self, d_model: int, d_ff: int, *, bias: bool, stds: Stds) -> None:
+        super().__init__()
+        self.gate = Linear(d_model, d_ff, bias=bias, std=stds[0])
+        self.up = Linear(d_model, d_ff, bias=bias, std=stds[0])
+        self.down = Linear(d_ff, d_model, bias=bias, std=stds[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        down: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return down
+
+
+class LearnedPositions(nn.Module):
+    """A learned vector for each position, added to the embedding."""
+
+    def __init__(self, max_positions: int, d_model: int, *, std: float) -> None:
+        super().__init__()
+        self.table = Embedding(max_positions, d_model, std=std)
+
+    def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, None]:
+        return x + self.table(positions), None
+
+
+class SinusoidalPositions(nn.Module):
+    """Sines in the first half of the features, cosines in the second, added to the embedding.
+
+    The original scales embeddings up by sqrt(d_model) instead; here the waves come down to the size
+    of the embedding, `std` per feature, which a sine of amplitude sqrt(2) std has.
+    """
+
+    def __init__(self, *, std: float) -> None:
+        super().__init__()
+        self.amplitude = math.sqrt(2) * std
+
+    def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, None]:
+        angles = position_angles(positions, x.shape[-1], theta=10_000.0)
+        waves = torch.cat((angles.sin(), angles.cos()), dim=-1)  # (T, D) or (B, T, D)
+        return x + (self.amplitude * waves).type_as(x), None
+
+
+class RotaryPositions(nn.Module):
+    """Angles by which attention turns queries and keys; the embedding stays as it is."""
+
+    def __init__(self, head_dim: int, *, theta: float) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.theta = theta
+
+    def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        angles = position_angles(positions, self.head_dim, theta=self.theta)
+        angles = angles.unsqueeze(-3)  # (1, T, K/2) or (B, 1, T, K/2)
+        return x, torch.stack((angles.cos(), angles.sin()))
+
+
+class Cache:
+    """Keys and values of one block for the positions seen: first a prompt, then token by token."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def length(self) -> int:
+        """Positions seen."""
+        return 0 if self._kept is None else self._kept[0].shape[2]
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values with the new ones (B, G, T, K) at the end."""
+        if self._kept is not None:
+            assert k.shape[2] == 1, "behind a prompt the cache grows token by token"
+            k, v = torch.cat((self._kept[0], k), dim=2), torch.cat((self._kept[1], v), dim=2)
+        self._kept = (k, v)
+        return k, v
+
+
+class Linear(nn.Linear):
+    """A linear layer with normal initial weights and zero biases."""
+
+    def __init__(self, num_in: int, num_out: int, *, bias: bool, std: float) -> None:
+        self.std = std  # before nn.Linear initialises by the method below
+        super().__init__(num_in, num_out, bias=bias)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.std)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class Embedding(nn.Embedding):
+    """An embedding with normal initial weights."""
+
+    def __init__(self, num_rows: int, d_model: int, *, std: float) -> None:
+        self.std = std  # before nn.Embedding initialises by the method below
+        super().__init__(num_rows, d_model)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.std)
+
+
+def document_mask(documents: Tensor) -> Tensor:
+    """True (B, 1, T, T) where a token (row) sees another: not behind it, of the same document."""
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    return same.tril()
+
+
+def position_angles(positions: Tensor, num_features: int, *, theta: float) -> Tensor:
+    """Angles (..., num_features / 2), position times theta^(-2i / num_features), in fp32.
+
+    Computed anew each time: a buffer would become bf16 with the model, which cannot tell position
+    257 from 256.
+    """
+    exponents = torch.arange(0, num_features, 2, device=positions.device, dtype=torch.float32)
+    frequencies = 1.0 / theta ** (exponents / num_features)
+    return positions[..., None].float() * frequencies
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn the pairs (i, i + K/2) of (B, H, T, K) by angles, given as their cosines and sines."""
+    cos, sin = rotation.unbind()
+    a, b = x.chunk(2, dim=-1)  # 2 x (B, H, T, K/2)
+    turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)  # (B, H, T, K)
+    return turned.type_as(x)
+
+
+def _build_positions(config: Config) -> nn.Module:
+    if config.positions == "learned":
+        return LearnedPositions(config.max_positions, config.d_model, std=config.init_std)
+    if config.positions == "sinusoidal":
+        return SinusoidalPositions(std=config.init_std)
+    return RotaryPositions(config.head_dim, theta=config.rope_theta)
+
+
+def _build_norm(config: Config) -> nn.Module:
+    if config.norm == "layernorm":
+        return nn.LayerNorm(config.d_model, eps=config.norm_epsilon, bias=config.bias)
+    return nn.RMSNorm(config.d_model, eps=config.norm_epsilon)
+
+
+def _build_feed_forward(config: Config, stds: Stds) -> nn.Module:
+    sizes = (config.d_model, config.d_ff)
+    if config.activation == "swiglu":
+        return GatedFeedForward(*sizes, bias=config.bias, stds=stds)
+    gelu = "none" if config.activation == "gelu" else "tanh"
+    return FeedForward(*sizes, gelu=gelu, bias=config.bias, stds=stds)

@@ -1,0 +1,1 @@
+"""Tasks: what a model is taught. One file each with `Config` and `Task`: collate, targets, loss."""
