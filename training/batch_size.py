@@ -23,7 +23,8 @@ def accumulation_steps(*, global_batch_size: int, micro_batch_size: int, world_s
     """Micro batches of each rank per optimizer step: global / (micro * world).
 
     Raises:
-        ValueError: the global batch is no multiple of micro batch times world size; names every factor.
+        ValueError: the global batch is no multiple of micro batch times world size; names every
+        factor.
     """
     per_pass = micro_batch_size * world_size
     if global_batch_size % per_pass == 0:

@@ -1,9 +1,10 @@
 """Checkpoints: atomic and verified.
 
-`RUN/checkpoints/step-00001000/` holds DeepSpeed's files, a file of each rank with its random state, `state.json`
-with the integers of the run, the config, and last `checkpoint.json` with size and sha256 of all of them. All of
-it is written under a temporary name and renamed; then `latest` is renamed over. After a kill at any moment the
-newest complete checkpoint is found, and a damaged one is named and passed over.
+`RUN/checkpoints/step-00001000/` holds DeepSpeed's files, a file of each rank with its random state,
+`state.json` with the integers of the run, the config, and last `checkpoint.json` with size and
+sha256 of all of them. All of it is written under a temporary name and renamed; then `latest` is
+renamed over. After a kill at any moment the newest complete checkpoint is found, and a damaged one
+is named and passed over.
 """
 
 import hashlib
@@ -51,8 +52,6 @@ class RunState:
     """Optimizer steps done, skipped ones included."""
     samples_seen: int
     """Samples consumed by them: the whole state of the data."""
-    tokens_seen: int
-    """Loss targets of them."""
     skipped_steps: int
     """Steps that the optimizer did not take."""
     world_size: int
@@ -86,7 +85,8 @@ def save_checkpoint(
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
         raise OSError(
             f"checkpoint of step {state.step} not written to {temporary}: {error}; "
-            f"{_free_gib(checkpoints_dir):.1f} GiB are free there; the checkpoints before it are untouched"
+            f"{_free_gib(checkpoints_dir):.1f} GiB are free there; "
+            "the checkpoints before it are untouched"
         ) from error
     distributed.barrier()
     summary = _hash_files(temporary)
@@ -109,7 +109,7 @@ def remove_old(checkpoints_dir: Path, *, keep: int) -> None:
 
 
 def find_last_good(checkpoints_dir: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose files all have their size and sha256; damaged ones are told to `warn`.
+    """The newest checkpoint whose files all have their size and sha256; others go to `warn`.
 
     Every rank calls it and gets the same answer.
     """
@@ -144,7 +144,7 @@ def list_checkpoints(checkpoints_dir: Path) -> list[Path]:
 
 
 def _verify_part(folder: Path) -> list[str]:
-    """Faults of this rank's share of the files, so that a large checkpoint is hashed by all ranks."""
+    """Faults of this rank's share of the files: a large checkpoint is hashed by all ranks."""
     try:
         expected = json.loads((folder / SUMMARY).read_text())["files"]
     except (OSError, ValueError, KeyError) as error:
@@ -179,7 +179,7 @@ def _sha256(path: Path) -> str:
 
 
 def _random_state() -> dict[str, Any]:
-    on_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    on_cuda = torch.cuda.is_available()
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),  # noqa: NPY002

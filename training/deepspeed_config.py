@@ -1,10 +1,10 @@
 """DeepSpeed's config as a pure function of ours; `tests/training/golden/` holds its results.
 
-The choices avoid what is known to go wrong in DeepSpeed 0.19 (each has a test):
-gradients accumulate in fp32, not in bf16; clipping and printing are set, their defaults changed between
-versions; buckets fit the model, 5e8 elements waste a gigabyte on a small one; ZeRO stage 0 computes under
-autocast on fp32 weights, since its own bf16 and fp16 wrappers take an optimizer step with zero gradients at
-the start and accumulate in low precision.
+The choices avoid what is known to go wrong in DeepSpeed 0.19 (each has a test): gradients
+accumulate in fp32, not in bf16; clipping and printing are set, their defaults changed between
+versions; buckets fit the model, 5e8 elements waste a gigabyte on a small one; ZeRO stage 0 computes
+under autocast on fp32 weights, since its own bf16 and fp16 wrappers take an optimizer step with
+zero gradients at the start and accumulate in low precision.
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,13 @@ class Config:
     """Section `engine`: how the model is spread over ranks and computed."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """What is partitioned over the ranks: 0 nothing, 1 optimizer, 2 also gradients, 3 also weights."""
+    """What is partitioned over the ranks: 0 nothing, 1 optimizer, 2 also gradients, 3 also weights.
+    """
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Of forward and backward; master weights, moments and accumulation are fp32 always."""
     activation_checkpointing: Literal["none", "full"] = "none"
-    """`full` keeps only the input of each block and computes the rest again in the backward pass."""
+    """`full` keeps only the input of each block and computes the rest again in the backward pass.
+    """
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global L2 norm; 0 leaves them as they are."""
     bucket_elements: int = 50_000_000
@@ -48,14 +50,13 @@ def build_deepspeed_config(
     num_parameters: int,
     overlap: bool,
 ) -> dict[str, Any]:
-    """The dictionary for `deepspeed.initialize`; `overlap` communicates during the backward pass."""
-    clip_here = (
-        config.zero_stage > 0
-    )  # stage 0 clips in the engine, DeepSpeed does not tell its norm
+    """The dictionary for `deepspeed.initialize`; `overlap` communicates during the backward."""
+    # At stage 0 the engine clips: DeepSpeed would not tell the norm there.
+    max_grad_norm = config.max_grad_norm if config.zero_stage > 0 else 0.0
     return {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps,
-        "gradient_clipping": config.max_grad_norm if clip_here else 0.0,
+        "gradient_clipping": max_grad_norm,
         "steps_per_print": NEVER,
         "wall_clock_breakdown": False,
         "zero_allow_untested_optimizer": True,

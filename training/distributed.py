@@ -1,6 +1,7 @@
 """Ranks: the environment of the launcher, and the few collectives that are not DeepSpeed's.
 
-Every reader of launcher variables is here. `deepspeed`, `torchrun` and a bare `python -m training` all work.
+Every reader of launcher variables is here. `deepspeed`, `torchrun` and a bare `python -m training`
+all work.
 """
 
 import os

@@ -1,6 +1,7 @@
 """A model and its task as one module: what the engine runs forward.
 
-The loss is computed inside, so that ZeRO-3 gathers the output weights where a chunked loss needs them.
+The loss is computed inside, so that ZeRO-3 gathers the output weights where a chunked loss needs
+them.
 """
 
 from typing import Protocol

@@ -1,0 +1,177 @@
+"""The rules of the house that a machine can hold: imports, sizes, names, shapes at line ends."""
+
+import ast
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("configs", "pipeline", "training", "launch")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+TREES = {path: ast.parse(path.read_text()) for path in FILES}
+STANDARD_LIBRARY = __import__("sys").stdlib_module_names
+
+FORBIDDEN = {
+    "configs": {"pipeline", "training", "launch", "torch", "deepspeed", "apache_beam"},
+    "pipeline": {"torch", "deepspeed", "training", "launch"},
+    "training": {"apache_beam", "launch"},
+    "launch": {"torch", "deepspeed", "apache_beam", "pipeline", "training"},
+}
+ALLOWED = {
+    "training.models": {"torch", "training.models"},
+    "training.data": {"torch", "numpy", "fsspec", "pipeline.manifest", "training.data"},
+    "training.tasks": {"torch", "numpy", "pipeline.manifest", "training.data", "training.tasks"},
+    "pipeline.manifest": set(),
+}
+SHAPE_CHANGES = re.compile(r"\.(view|reshape|transpose|permute|flatten|unflatten)\(|einsum\(")
+VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
+
+
+def name_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path):
+    """Absolute dotted names that a file imports, also inside functions and under TYPE_CHECKING."""
+    found = set()
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def is_below(module, package):
+    return module == package or module.startswith(f"{package}.")
+
+
+def functions(path):
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return [node for node in ast.walk(TREES[path]) if isinstance(node, kinds)]
+
+
+def test_there_is_something_to_check():
+    assert {"configs", "pipeline", "training"} <= {name_of(path).split(".")[0] for path in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_forbidden_imports(path):
+    package = name_of(path).split(".")[0]
+    bad = [m for m in imports(path) for no in FORBIDDEN[package] if is_below(m, no)]
+    allowed_manifest = package == "training" and all(is_below(m, "pipeline.manifest") for m in bad)
+    assert not bad or allowed_manifest, f"{path}: may not import {bad}"
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if name_of(p).startswith("training")], ids=name_of
+)
+def test_training_knows_of_the_pipeline_only_the_manifest(path):
+    ours = [module for module in imports(path) if is_below(module, "pipeline")]
+    assert all(is_below(module, "pipeline.manifest") for module in ours)
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_rooms_import_only_what_they_may(room):
+    files = [path for path in FILES if is_below(name_of(path), room)]
+    assert files
+    for path in files:
+        for module in imports(path):
+            allowed = module.split(".")[0] in STANDARD_LIBRARY or any(
+                is_below(module, name) for name in ALLOWED[room]
+            )
+            assert allowed, f"{path}: {room} may not import {module}"
+
+
+@pytest.mark.parametrize(
+    ("library", "importer"), [("omegaconf", "configs"), ("deepspeed", "training.engine")]
+)
+def test_one_importer(library, importer):
+    found = [name_of(p) for p in FILES if any(is_below(m, library) for m in imports(p))]
+    assert found == [importer]
+
+
+def test_the_engine_knows_neither_models_nor_data_nor_tasks():
+    rooms = ("training.models", "training.data", "training.tasks")
+    modules = imports(ROOT / "training/engine.py") | imports(ROOT / "training/trainer.py")
+    assert not [module for module in modules for room in rooms if is_below(module, room)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_file_size_and_name(path):
+    assert len(path.read_text().splitlines()) <= 400
+    assert path.stem not in VAGUE_NAMES
+    assert ast.get_docstring(TREES[path]), f"{path}: opens without a docstring"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_function_length(path):
+    long = [node.name for node in functions(path) if node.end_lineno - node.lineno + 1 > 60]
+    assert not long, f"{path}: above 60 lines: {long}"
+
+
+def test_functions_are_small_on_the_whole():
+    lengths = [n.end_lineno - n.lineno + 1 for path in FILES for n in functions(path)]
+    assert statistics.median(lengths) <= 12
+    assert statistics.quantiles(lengths, n=10)[-1] <= 40
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if "models" in p.parts], ids=name_of)
+def test_shapes_stand_at_line_ends(path):
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if SHAPE_CHANGES.search(line):
+            assert "# (" in line, f"{path}:{number}: changes a shape, say which: # (B, T, D)"
+
+
+def test_entry_files_are_short_and_the_loop_fits_on_a_screen():
+    for package in ("pipeline", "training"):
+        assert len((ROOT / package / "__main__.py").read_text().splitlines()) <= 90
+    (loop,) = [n for n in functions(ROOT / "training/trainer.py") if n.name == "fit"]
+    assert loop.end_lineno - loop.lineno + 1 <= 50
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_ptransforms(path):
+    for node in ast.walk(TREES[path]):
+        if not isinstance(node, ast.ClassDef):
+            continue
+        bases = {ast.unparse(base).split("[")[0] for base in node.bases}
+        if "beam.PTransform" not in bases:
+            continue
+        assert not re.search(r"(Transform|Source|Sink|Reader|Writer)$", node.name)
+        fields = [n.target.id for n in node.body if isinstance(n, ast.AnnAssign)]
+        assert not {"pipeline", "label"} & set(fields), f"{path}: Beam overwrites these fields"
+        for method in node.body:
+            if isinstance(method, ast.FunctionDef) and method.name == "expand":
+                assert method.end_lineno - method.lineno + 1 <= 20, f"{path}: {node.name}.expand"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_loose_ends(path):
+    assert not re.search(r"\b(TODO|FIXME|XXX)\b", path.read_text())
+
+
+def is_frozen_dataclass(node):
+    return any(
+        "dataclass" in (text := ast.unparse(d)) and "frozen=True" in text
+        for d in node.decorator_list
+    )
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_every_config_field_is_documented(path):
+    for node in ast.walk(TREES[path]):
+        if (
+            isinstance(node, ast.ClassDef)
+            and node.name.endswith("Config")
+            and is_frozen_dataclass(node)
+        ):
+            for statement, following in zip(node.body, [*node.body[1:], None], strict=True):
+                if isinstance(statement, ast.AnnAssign):
+                    documented = isinstance(following, ast.Expr) and isinstance(
+                        following.value, ast.Constant
+                    )
+                    assert documented, f"{path}: {node.name}.{statement.target.id} has no literal"

@@ -1,0 +1,245 @@
+"""Builds the parts of a run from its config: where models, tasks, data and the engine meet."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+import configs
+from pipeline.manifest import Manifest
+from training import checkpoint, distributed
+from training.activation_checkpointing import apply_activation_checkpointing
+from training.batch_size import accumulation_steps
+from training.checkpoint import RunState
+from training.config import TrainingConfig
+from training.console import say
+from training.data.chunks import load_manifest
+from training.data.config import open_tokens
+from training.data.loader import EvaluationBatches, Loader
+from training.engine import Engine
+from training.hooks.checkpoints import CheckpointHook
+from training.hooks.evaluation import EvaluationHook
+from training.hooks.metrics import MetricsHook
+from training.hooks.samples import SamplesHook
+from training.objective import MicroBatch, Objective
+from training.optimizer import build_optimizer
+from training.schedule import learning_rate
+from training.tasks.causal_lm import check_vocabulary
+from training.text import load_codec
+from training.trainer import Hook, Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is known before anything is built."""
+
+    dir: Path
+    manifest: Manifest
+    task: Any
+    accumulation: int
+
+
+def open_run(config: TrainingConfig) -> Run:
+    """Read the manifest, check what can be checked, and write the config into the run folder."""
+    accumulation = accumulation_steps(
+        global_batch_size=config.batch.global_batch_size,
+        micro_batch_size=config.batch.micro_batch_size,
+        world_size=distributed.world_size(),
+    )
+    config.schedule.check(config.num_steps)
+    manifest = load_manifest(config.data.dataset_dir)
+    if manifest.tokenizer is None:
+        raise ValueError(f"{config.data.dataset_dir}: has no tokenizer, expected a text dataset")
+    tokenizer = manifest.tokenizer
+    check_vocabulary(
+        model_vocab_size=config.model.config.vocab_size, dataset_vocab_size=tokenizer.vocab_size
+    )
+    task = config.task.module.Task(
+        config.task.config,
+        vocab_size=tokenizer.vocab_size,
+        end_of_document=tokenizer.end_of_document,
+    )
+    run_dir = Path(config.run_dir)
+    if distributed.is_rank_zero():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / checkpoint.CONFIG).write_text(configs.to_yaml(config))
+    return Run(run_dir, manifest, task, accumulation)
+
+
+def build_engine(config: TrainingConfig, run: Run) -> Engine:
+    """The model with seeded weights, its optimizer, and DeepSpeed around them."""
+    torch.manual_seed(config.seed)
+    model = config.model.module.Model(config.model.config)
+    apply_activation_checkpointing(model.blocks, config.engine.activation_checkpointing)
+    engine = Engine(
+        Objective(model, run.task),
+        build_optimizer(model, config.optimizer),
+        config.engine,
+        micro_batch_size=config.batch.micro_batch_size,
+        gradient_accumulation_steps=run.accumulation,
+    )
+    torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout differs between ranks
+    batch = config.batch
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    say(
+        f"{config.model.name} of {num_parameters:,} parameters on {distributed.world_size()} "
+        f"{engine.device.type} ranks, ZeRO stage {config.engine.zero_stage}, "
+        f"{config.engine.precision}; global batch {batch.global_batch_size} = "
+        f"{batch.micro_batch_size} x {distributed.world_size()} ranks x "
+        f"{run.accumulation} accumulation"
+    )
+    return engine
+
+
+def resume(config: TrainingConfig, run: Run, engine: Engine) -> RunState:
+    """The state of the last good checkpoint, loaded into the engine, or that of a new run.
+
+    Raises:
+        ValueError: the checkpoint and the config do not fit together, or `resume` forbids it.
+    """
+    checkpoints_dir = run.dir / "checkpoints"
+    if config.resume == "never" and checkpoint.list_checkpoints(checkpoints_dir):
+        raise ValueError(
+            f"resume=never, but {checkpoints_dir} holds checkpoints; choose another run_dir"
+        )
+    found = checkpoint.find_last_good(checkpoints_dir, warn=say)
+    if found is None:
+        if config.resume == "required":
+            raise ValueError(f"resume=required, but {checkpoints_dir} holds no good checkpoint")
+        return RunState(
+            step=0,
+            samples_seen=0,
+            skipped_steps=0,
+            world_size=distributed.world_size(),
+            zero_stage=config.engine.zero_stage,
+            fingerprint=run.manifest.fingerprint,
+        )
+    state = checkpoint.read_state(found)
+    _check_resumable(state, config, run.manifest.fingerprint, found)
+    engine.load(found)
+    checkpoint.restore_random_state(found)
+    say(f"resumed from {found}: step {state.step}, {state.samples_seen:,} samples seen")
+    return state
+
+
+def build_loader(config: TrainingConfig, run: Run, state: RunState) -> Loader[MicroBatch]:
+    """This rank's micro batches behind the samples that the run has seen."""
+    world_size = distributed.world_size()
+    shares_lanes = config.batch.global_batch_size % config.data.num_lanes == 0
+    dataset = open_tokens(
+        config.data,
+        run.manifest,
+        split="train",
+        ranks_per_lane_set=world_size if shares_lanes else 1,
+    )
+    epochs = config.num_steps * config.batch.global_batch_size / len(dataset)
+    say(
+        f"{config.data.dataset_dir}: {len(dataset):,} sequences of "
+        f"{config.data.sequence_length:,} tokens; {config.num_steps:,} steps are "
+        f"{epochs:.2f} epochs"
+    )
+    return Loader(
+        dataset,
+        collate=run.task.collate,
+        samples_seen=state.samples_seen,
+        global_batch_size=config.batch.global_batch_size,
+        micro_batch_size=config.batch.micro_batch_size,
+        rank=distributed.rank(),
+        world_size=world_size,
+        num_batches_ahead=config.data.num_batches_ahead,
+    )
+
+
+def build_trainer(
+    config: TrainingConfig,
+    run: Run,
+    engine: Engine,
+    state: RunState,
+    loader: Loader[MicroBatch],
+) -> Trainer:
+    """The loop with its schedule and hooks."""
+    rate = partial(
+        learning_rate,
+        shape=config.schedule.shape,
+        num_steps=config.num_steps,
+        peak_learning_rate=config.optimizer.peak_learning_rate,
+        warmup_steps=config.schedule.warmup_steps,
+        decay_steps=config.schedule.decay_steps,
+        min_learning_rate_ratio=config.schedule.min_learning_rate_ratio,
+    )
+    return Trainer(
+        engine,
+        loader,
+        state=state,
+        num_steps=config.num_steps,
+        global_batch_size=config.batch.global_batch_size,
+        learning_rate=rate,
+        hooks=_build_hooks(config, run, engine, state),
+    )
+
+
+def _build_hooks(config: TrainingConfig, run: Run, engine: Engine, state: RunState) -> list[Hook]:
+    """In their order: a checkpoint comes last, so that it never claims what was not logged."""
+    writer = None
+    if distributed.is_rank_zero():
+        writer = SummaryWriter(str(run.dir), purge_step=state.step + 1 if state.step else None)
+    hooks: list[Hook] = [
+        MetricsHook(
+            run.dir,
+            writer,
+            every_steps=config.logging.every_steps,
+            global_batch_size=config.batch.global_batch_size,
+            tokens_per_sample=config.data.sequence_length,
+        )
+    ]
+    if config.evaluation.every_steps:
+        hooks.append(_build_evaluation(config, run, engine, writer))
+    if config.samples.every_steps:
+        codec = load_codec(config.data.dataset_dir)
+        context = config.data.sequence_length
+        hooks.append(SamplesHook(engine, codec, writer, config.samples, context=context))
+    hooks.append(
+        CheckpointHook(
+            run.dir / "checkpoints",
+            engine,
+            every_steps=config.checkpoints.every_steps,
+            keep=config.checkpoints.keep,
+            config=configs.to_yaml(config),
+        )
+    )
+    return hooks
+
+
+def _build_evaluation(
+    config: TrainingConfig, run: Run, engine: Engine, writer: SummaryWriter | None
+) -> EvaluationHook:
+    batches = EvaluationBatches(
+        open_tokens(config.data, run.manifest, split="validation"),
+        collate=run.task.collate,
+        micro_batch_size=config.evaluation.micro_batch_size or config.batch.micro_batch_size,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        max_samples=config.evaluation.max_samples,
+    )
+    return EvaluationHook(
+        engine, batches, writer, every_steps=config.evaluation.every_steps, run_dir=run.dir
+    )
+
+
+def _check_resumable(
+    state: RunState, config: TrainingConfig, fingerprint: str, found: Path
+) -> None:
+    now = {
+        "world size": (state.world_size, distributed.world_size()),
+        "engine.zero_stage": (state.zero_stage, config.engine.zero_stage),
+        "dataset fingerprint": (state.fingerprint, fingerprint),
+    }
+    for name, (then, here) in now.items():
+        if then != here:
+            raise ValueError(
+                f"{found} was written with {name} {then}, this run has {here}; "
+                f"continue with {then}, or choose another run_dir"
+            )

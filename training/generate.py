@@ -1,0 +1,48 @@
+"""`python -m training.generate RUN --prompt "..."`: text from a trained model."""
+
+import argparse
+import sys
+
+from configs.command import run
+from training.run_dir import load_model
+from training.text import complete
+
+
+def main() -> None:
+    """Parse the command line, load the run, print the text."""
+    arguments = _parser().parse_args()
+    trained = load_model(arguments.run)
+    for index in range(arguments.num_samples):
+        text = complete(
+            trained.model,
+            trained.codec,
+            arguments.prompt,
+            num_tokens=arguments.num_tokens,
+            context=trained.config.data.sequence_length,
+            temperature=arguments.temperature,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+            seed=arguments.seed + index,
+        )
+        sys.stdout.write(text + "\n")
+        if index + 1 < arguments.num_samples:
+            sys.stdout.write("-" * 20 + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.generate", description=__doc__)
+    parser.add_argument("run", metavar="RUN", help="run folder, or one of its checkpoints")
+    parser.add_argument("--prompt", default="", help="text to continue; empty starts a document")
+    parser.add_argument("--num-tokens", type=int, default=200, help="length of the continuation")
+    parser.add_argument("--num-samples", type=int, default=1, help="texts, with seeds counted up")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, help="0 takes the likeliest token"
+    )
+    parser.add_argument("--top-k", type=int, default=0, help="among so many tokens; 0 among all")
+    parser.add_argument("--top-p", type=float, default=1.0, help="among this share of probability")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)

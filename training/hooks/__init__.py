@@ -1,0 +1,1 @@
+"""Hooks: what happens beside training, one concern a file."""

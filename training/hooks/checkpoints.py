@@ -1,0 +1,32 @@
+"""Writes checkpoints, and removes old ones."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.checkpoint import remove_old, save_checkpoint
+from training.console import say
+from training.trainer import Hook, StepInfo
+
+if TYPE_CHECKING:
+    from training.engine import Engine
+
+
+class CheckpointHook(Hook):
+    """A checkpoint after every n-th step and after the last."""
+
+    def __init__(
+        self, checkpoints_dir: Path, engine: "Engine", *, every_steps: int, keep: int, config: str
+    ) -> None:
+        self.checkpoints_dir = checkpoints_dir
+        self.engine = engine
+        self.every_n_steps = every_steps
+        self.keep = keep
+        self.config = config
+
+    def on_step(self, info: StepInfo) -> None:
+        """Write a checkpoint of the state behind this step."""
+        started = time.perf_counter()
+        path = save_checkpoint(self.checkpoints_dir, info.state, self.engine.save, self.config)
+        remove_old(self.checkpoints_dir, keep=self.keep)
+        say(f"checkpoint {path} written in {time.perf_counter() - started:.1f} s")

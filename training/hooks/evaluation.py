@@ -1,0 +1,87 @@
+"""Evaluation: loss and perplexity over a fixed set of the validation split."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from training.engine import Engine
+
+
+from training import distributed
+from training.checkpoint import RunState
+from training.console import say
+from training.objective import MicroBatch
+from training.step_log import StepLog
+from training.trainer import Hook, StepInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Section `evaluation`."""
+
+    every_steps: int = 500
+    """Evaluate after so many steps, and at the end of the run; 0 never."""
+    max_samples: int = 0
+    """Evaluate on the first so many samples of the validation split; 0 is all of it."""
+    micro_batch_size: int = 0
+    """Samples per forward pass on one rank; 0 takes that of training."""
+
+    def __post_init__(self) -> None:
+        """Refuse negative numbers."""
+        for name in ("every_steps", "max_samples", "micro_batch_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, found {getattr(self, name)}")
+
+
+class EvaluationHook(Hook):
+    """Validation loss on every rank's share of the same samples each time."""
+
+    def __init__(
+        self,
+        engine: "Engine",
+        batches: Sequence[MicroBatch],
+        writer: "SummaryWriter | None",
+        *,
+        every_steps: int,
+        run_dir: Path,
+    ) -> None:
+        self.engine = engine
+        self.batches = batches
+        self.writer = writer
+        self.every_n_steps = every_steps
+        self.log = StepLog(run_dir / "evaluation.jsonl")
+        self.best = math.inf
+
+    def on_start(self, state: RunState) -> None:
+        """Take up the evaluations before the checkpoint that the run continues from."""
+        if distributed.is_rank_zero():
+            rows = self.log.cut_behind(state.step)
+            self.best = min((row["loss"] for row in rows), default=math.inf)
+
+    def on_step(self, info: StepInfo) -> None:
+        """Evaluate, print, and write to TensorBoard and `evaluation.jsonl`."""
+        started = time.perf_counter()
+        loss, num_targets, metrics = self.engine.evaluate(self.batches)
+        self.best = min(self.best, loss)
+        if not distributed.is_rank_zero():
+            return
+        row = {"step": info.state.step, "loss": loss, "perplexity": _exp(loss), **metrics}
+        self.log.append([{**row, "num_targets": num_targets}])
+        for name in row.keys() - {"step"}:
+            if self.writer is not None:
+                self.writer.add_scalar(f"validation/{name}", row[name], info.state.step)
+        say(
+            f"validation at step {info.state.step}: loss {loss:.4f}, perplexity "
+            f"{row['perplexity']:.2f} over {num_targets:,} targets in "
+            f"{time.perf_counter() - started:.1f} s; best so far {self.best:.4f}"
+        )
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf

@@ -1,0 +1,146 @@
+"""Metrics: of every step into `metrics.jsonl`, of every n-th to the console and to TensorBoard.
+
+Tensors of the steps between are kept unread, so that no step waits for the device because of a
+number.
+"""
+
+import math
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from training import distributed
+from training.checkpoint import RunState
+from training.console import say
+from training.step_log import StepLog
+from training.trainer import Hook, StepInfo
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Section `logging`."""
+
+    every_steps: int = 10
+    """Read and print metrics after so many steps."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below one."""
+        if self.every_steps < 1:
+            raise ValueError(f"every_steps must be at least 1, found {self.every_steps}")
+
+
+class MetricsHook(Hook):
+    """Writes metrics on rank 0."""
+
+    pauses_training = False  # reading a loss waits for the device, which is training's own time
+
+    def __init__(
+        self,
+        run_dir: Path,
+        writer: "SummaryWriter | None",
+        *,
+        every_steps: int,
+        global_batch_size: int,
+        tokens_per_sample: int,
+    ) -> None:
+        self.log = StepLog(run_dir / "metrics.jsonl")
+        self.writer = writer
+        self.report_every = every_steps
+        self.global_batch_size = global_batch_size
+        self.tokens_per_sample = tokens_per_sample
+        self.unread: list[StepInfo] = []
+        self.before = (0.0, 0.0)
+
+    def on_start(self, state: RunState) -> None:
+        """Drop the rows behind the checkpoint that the run continues from."""
+        if distributed.is_rank_zero():
+            self.log.cut_behind(state.step)
+
+    def on_step(self, info: StepInfo) -> None:
+        """Keep the step; read and write all kept ones when it is time."""
+        if not distributed.is_rank_zero():
+            return
+        self.unread.append(info)
+        if info.state.step % self.report_every == 0 or info.is_last:
+            rows = self._flush()
+            self._report(rows, info)
+
+    def on_end(self) -> None:
+        """Write what was kept, also behind an error."""
+        if self.unread:
+            self._flush()
+        if self.writer is not None:
+            self.writer.flush()
+
+    def _flush(self) -> list[dict[str, Any]]:
+        losses = torch.stack([info.result.loss for info in self.unread]).tolist()
+        rows = [_row(info, loss) for info, loss in zip(self.unread, losses, strict=True)]
+        self.log.append(rows)
+        self.unread = []
+        return rows
+
+    def _report(self, rows: list[dict[str, Any]], info: StepInfo) -> None:
+        row = rows[-1]
+        seconds, waited = info.seconds - self.before[0], info.data_wait_seconds - self.before[1]
+        self.before = (info.seconds, info.data_wait_seconds)
+        samples_per_second = len(rows) * self.global_batch_size / seconds
+        speed = {
+            "tokens_per_second": samples_per_second * self.tokens_per_sample,
+            "step_seconds": seconds / len(rows),
+            "data_wait_share": waited / seconds,
+            "memory_gib": _memory_gib(),
+        }
+        left = (info.num_steps - info.state.step) * speed["step_seconds"]
+        skipped = f"  skipped {row['skipped_steps']}" if row["skipped_steps"] else ""
+        say(
+            f"step {row['step']:>{len(str(info.num_steps))}}/{info.num_steps}  "
+            f"loss {row['loss']:.4f}  learning rate {row['learning_rate']:.2e}  "
+            f"gradient norm {row['grad_norm']:.2f}  {speed['tokens_per_second']:,.0f} tokens/s  "
+            f"data wait {speed['data_wait_share']:.1%}  {_clock(left)} left{skipped}"
+        )
+        if not all(math.isfinite(each["loss"]) for each in rows):
+            say(f"warning: a loss among steps {rows[0]['step']} to {row['step']} is not finite")
+        self._to_tensorboard(rows, speed)
+
+    def _to_tensorboard(self, rows: list[dict[str, Any]], speed: dict[str, float]) -> None:
+        if self.writer is None:
+            return
+        for row in rows:
+            for name in ("loss", "learning_rate", "grad_norm", "skipped_steps", "loss_scale"):
+                self.writer.add_scalar(f"train/{name}", row[name], row["step"])
+        step = rows[-1]["step"]
+        self.writer.add_scalar("train/samples_seen", rows[-1]["samples_seen"], step)
+        for name, value in speed.items():
+            self.writer.add_scalar(f"speed/{name}", value, step)
+
+
+def _row(info: StepInfo, loss: float) -> dict[str, Any]:
+    return {
+        "step": info.state.step,
+        "loss": loss,
+        "grad_norm": float(info.result.grad_norm),
+        "learning_rate": info.learning_rate,
+        "loss_scale": info.result.loss_scale,
+        "skipped_steps": info.state.skipped_steps,
+        "samples_seen": info.state.samples_seen,
+        "num_targets": int(info.result.num_targets),
+    }
+
+
+def _memory_gib() -> float:
+    """Peak memory of this rank: of the device, or of the process where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

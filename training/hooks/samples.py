@@ -1,0 +1,74 @@
+"""Generated text, to the console and to TensorBoard: the quickest look at a model."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from training.engine import Engine
+
+
+from training.console import say
+from training.text import TextCodec, complete
+from training.trainer import Hook, StepInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Section `samples`."""
+
+    every_steps: int = 0
+    """Generate after so many steps, and at the end of the run; 0 never."""
+    prompt: str = ""
+    """The text to continue; empty starts a document."""
+    num_tokens: int = 200
+    """Length of the continuation, tokens."""
+    temperature: float = 0.8
+    """Divides the logits; 0 takes the likeliest token always."""
+    top_k: int = 200
+    """Draw among so many likeliest tokens; 0 among all."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers without a meaning."""
+        for name in ("every_steps", "num_tokens", "temperature", "top_k"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, found {getattr(self, name)}")
+
+
+class SamplesHook(Hook):
+    """Continues a prompt; every rank computes it, since under ZeRO-3 all hold a part of the
+    weights.
+    """
+
+    def __init__(
+        self,
+        engine: "Engine",
+        codec: TextCodec,
+        writer: "SummaryWriter | None",
+        config: Config,
+        *,
+        context: int,
+    ) -> None:
+        self.context = context
+        self.engine = engine
+        self.codec = codec
+        self.writer = writer
+        self.config = config
+        self.every_n_steps = config.every_steps
+
+    def on_step(self, info: StepInfo) -> None:
+        """Generate with a seed of its own, so that training's random numbers stay as they are."""
+        text = complete(
+            self.engine.module,
+            self.codec,
+            self.config.prompt,
+            num_tokens=self.config.num_tokens,
+            context=self.context,
+            temperature=self.config.temperature,
+            top_k=self.config.top_k,
+            seed=info.state.step,
+        )
+        say(f"sample at step {info.state.step}:\n{text}\n")
+        if self.writer is not None:
+            self.writer.add_text("sample", f"```\n{text}\n```", info.state.step)

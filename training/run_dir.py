@@ -1,0 +1,47 @@
+"""The run folder: config, checkpoints, metrics and TensorBoard events of one run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import configs
+from training import checkpoint
+from training.config import TrainingConfig
+from training.engine import load_weights
+from training.text import TextCodec, load_codec
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedModel:
+    """A model of a run, ready for use."""
+
+    model: nn.Module
+    codec: TextCodec
+    config: TrainingConfig
+    step: int
+
+
+def load_model(run: str | Path) -> TrainedModel:
+    """The model of a run's newest good checkpoint, or of one checkpoint, in fp32 and eval mode.
+
+    Raises:
+        FileNotFoundError: no complete checkpoint there.
+    """
+    folder = _checkpoint_of(Path(run))
+    config = configs.load(TrainingConfig, folder / checkpoint.CONFIG)
+    model = config.model.module.Model(config.model.config)
+    model.load_state_dict(load_weights(folder))
+    step = checkpoint.read_state(folder).step
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return TrainedModel(model.to(device).eval(), load_codec(config.data.dataset_dir), config, step)
+
+
+def _checkpoint_of(run: Path) -> Path:
+    if (run / checkpoint.SUMMARY).exists():
+        return run
+    found = checkpoint.find_last_good(run / "checkpoints", warn=print)
+    if found is None:
+        raise FileNotFoundError(f"{run}: no complete checkpoint; give a run folder or a checkpoint")
+    return found

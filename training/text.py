@@ -1,0 +1,86 @@
+"""Text to tokens and back with the dataset's own tokenizer, for prompts and samples."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from pipeline import manifest as manifests
+from training.sampling import generate
+
+
+class TextCodec:
+    """The tokenizer of a dataset."""
+
+    def __init__(self, tokenizer: Tokenizer, *, end_of_document: int) -> None:
+        self.tokenizer = tokenizer
+        self.end_of_document = end_of_document
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a prompt, control tokens as plain text; an empty one starts a document."""
+        tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return tokens or [self.end_of_document]
+
+    def decode(self, tokens: list[int]) -> str:
+        """Text of tokens; ends of documents are shown as blank lines."""
+        documents: list[list[int]] = [[]]
+        for token in tokens:
+            if token == self.end_of_document:
+                documents.append([])
+            else:
+                documents[-1].append(token)
+        return "\n\n".join(self.tokenizer.decode(part) for part in documents if part)
+
+
+def load_codec(dataset_dir: str | Path) -> TextCodec:
+    """The tokenizer that a dataset was made with.
+
+    Raises:
+        ValueError: the file is not the one that the manifest names.
+    """
+    described = manifests.read_manifest(dataset_dir).tokenizer
+    if described is None:
+        raise ValueError(f"{dataset_dir}: has no tokenizer; is it a text dataset?")
+    path = Path(dataset_dir) / described.file
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != described.sha256:
+        raise ValueError(f"{path}: its sha256 is not the manifest's {described.sha256}")
+    tokenizer = Tokenizer.from_buffer(content)
+    tokenizer.encode_special_tokens = True
+    return TextCodec(tokenizer, end_of_document=described.end_of_document)
+
+
+def complete(
+    model: nn.Module,
+    codec: TextCodec,
+    prompt: str,
+    *,
+    num_tokens: int,
+    context: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> str:
+    """The prompt and its continuation as text; the same arguments give the same text.
+
+    `context` is the number of tokens that the model looks back on: the length it was trained with.
+    """
+    device = next(model.parameters()).device
+    tokens = torch.tensor([codec.encode(prompt)], device=device)  # (1, T)
+    was_training = model.training
+    model.eval()
+    result = generate(
+        model,
+        tokens,
+        num_tokens=num_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        max_positions=context,
+    )
+    model.train(was_training)
+    return codec.decode(result[0].tolist())
