@@ -5,7 +5,7 @@ import sys
 
 from configs.command import run
 from training.run_dir import load_model
-from training.text import complete
+from training.text import Drawing, complete
 
 
 def main() -> None:
@@ -17,12 +17,14 @@ def main() -> None:
             trained.model,
             trained.codec,
             arguments.prompt,
-            num_tokens=arguments.num_tokens,
             context=trained.config.data.sequence_length,
-            temperature=arguments.temperature,
-            top_k=arguments.top_k,
-            top_p=arguments.top_p,
-            seed=arguments.seed + index,
+            drawing=Drawing(
+                num_tokens=arguments.num_tokens,
+                temperature=arguments.temperature,
+                top_k=arguments.top_k,
+                top_p=arguments.top_p,
+                seed=arguments.seed + index,
+            ),
         )
         sys.stdout.write(text + "\n")
         if index + 1 < arguments.num_samples:

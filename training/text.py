@@ -1,6 +1,7 @@
 """Text to tokens and back with the dataset's own tokenizer, for prompts and samples."""
 
 import hashlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -52,19 +53,26 @@ def load_codec(dataset_dir: str | Path) -> TextCodec:
     return TextCodec(tokenizer, end_of_document=described.end_of_document)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """How the tokens of a continuation are drawn."""
+
+    num_tokens: int
+    """Length of the continuation, tokens."""
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest token always."""
+    top_k: int = 0
+    """Draw among so many likeliest tokens; 0 among all."""
+    top_p: float = 1.0
+    """Draw among the fewest likeliest tokens of this share of probability."""
+    seed: int = 0
+    """The same seed gives the same tokens."""
+
+
 def complete(
-    model: nn.Module,
-    codec: TextCodec,
-    prompt: str,
-    *,
-    num_tokens: int,
-    context: int,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
+    model: nn.Module, codec: TextCodec, prompt: str, *, context: int, drawing: Drawing
 ) -> str:
-    """The prompt and its continuation as text; the same arguments give the same text.
+    """The prompt and its continuation as text.
 
     `context` is the number of tokens that the model looks back on: the length it was trained with.
     """
@@ -72,15 +80,6 @@ def complete(
     tokens = torch.tensor([codec.encode(prompt)], device=device)  # (1, T)
     was_training = model.training
     model.eval()
-    result = generate(
-        model,
-        tokens,
-        num_tokens=num_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        max_positions=context,
-    )
+    result = generate(model, tokens, max_positions=context, **asdict(drawing))
     model.train(was_training)
     return codec.decode(result[0].tolist())

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 from training.console import say
-from training.text import TextCodec, complete
+from training.text import Drawing, TextCodec, complete
 from training.trainer import Hook, StepInfo
 
 
@@ -63,11 +63,13 @@ class SamplesHook(Hook):
             self.engine.module,
             self.codec,
             self.config.prompt,
-            num_tokens=self.config.num_tokens,
             context=self.context,
-            temperature=self.config.temperature,
-            top_k=self.config.top_k,
-            seed=info.state.step,
+            drawing=Drawing(
+                num_tokens=self.config.num_tokens,
+                temperature=self.config.temperature,
+                top_k=self.config.top_k,
+                seed=info.state.step,
+            ),
         )
         say(f"sample at step {info.state.step}:\n{text}\n")
         if self.writer is not None:
