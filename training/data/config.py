@@ -17,8 +17,6 @@ class Config:
     """Folder or fsspec URL of the dataset that `python -m pipeline` made."""
     sequence_length: int = 1024
     """Input tokens per sequence."""
-    mask_documents: bool = False
-    """Whether attention stays within documents and positions count from their starts."""
     shuffle_seed: int = 0
     """Seed of the data order."""
     num_lanes: int = 128

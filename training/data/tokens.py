@@ -135,10 +135,9 @@ class TokenDataset:
         tokens = np.empty((len(positions), width), self._dtype)
         document_starts: list[Ints] = [_NO_STARTS] * len(positions)
         for number, rows in groups.items():
-            chosen, where = firsts[rows], rows.tolist()
-            blocks[number].copy_to(tokens, where, chosen.tolist())
-            starts = blocks[number].documents_in(chosen, width)
-            for row, offsets in zip(where, starts, strict=True):
+            blocks[number].copy_to(tokens, rows, firsts[rows])
+            starts = blocks[number].documents_in(firsts[rows], width)
+            for row, offsets in zip(rows.tolist(), starts, strict=True):
                 document_starts[row] = offsets
         weights = np.ones(len(positions), np.bool_)
         return Sequences(tokens, document_starts, positions, weights)

@@ -1,6 +1,7 @@
 """Chunks from local, in-memory and HTTP stores: equal, verified, retried, bounded."""
 
 import functools
+import gc
 import http.server
 import threading
 from pathlib import Path
@@ -34,7 +35,9 @@ def check(reader, streams):
     found = reader.get(range(len(streams)))
     assert len(found) == len(streams)
     for number, (tokens, starts) in enumerate(streams):
-        assert np.array_equal(np.concatenate(found[number].tokens), tokens)
+        stream = np.zeros((1, len(tokens)), tokens.dtype)
+        found[number].copy_to(stream, np.array([0]), np.array([0]))
+        assert np.array_equal(stream[0], tokens)
         assert np.array_equal(found[number].document_starts, starts)
     reader.close()
 
@@ -118,6 +121,11 @@ def test_sizes_are_compared_when_opening(dataset, tmp_path):
         open_reader(str(tmp_path))
 
 
+def test_reading_a_manifest_leaves_garbage_collection_as_it_was(dataset):
+    load_manifest(dataset[0])
+    assert gc.isenabled()
+
+
 def test_a_flipped_bit_names_shard_chunk_and_bytes(dataset, tmp_path):
     table = open_reader(str(tmp_path)).table
     flip(tmp_path / "train-000001.tar", int(table.start[3]) + 700)
@@ -167,9 +175,18 @@ def test_a_dead_store_stops_with_its_own_message(dataset, tmp_path, monkeypatch)
         raise OSError("no route to host")
 
     monkeypatch.setattr(reader._files, "fetch", dead)
-    with pytest.raises(OSError, match="no route to host"):
+    with pytest.raises(
+        OSError, match=r"train-000000.tar: chunk 0, .* in 3 attempts: no route to host"
+    ):
         reader.get([0])
     assert len(calls) == 3
+
+
+def test_a_shard_that_vanishes_is_named_at_once(dataset, tmp_path):
+    reader = open_reader(str(tmp_path))
+    (tmp_path / "train-000000.tar").unlink()
+    with pytest.raises(FileNotFoundError, match=r"train-000000.tar"):
+        reader.get([0])
 
 
 def test_remote_chunks_stay_within_the_memory_limit(tmp_path, write_dataset, monkeypatch):
