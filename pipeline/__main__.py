@@ -1,0 +1,28 @@
+"""`python -m pipeline CONFIG [key=value ...] [--beam-flags]`: from a corpus to a dataset."""
+
+import sys
+from collections.abc import Sequence
+
+from configs.command import fail, parse, run
+from pipeline.build import build
+from pipeline.config import PipelineConfig
+from pipeline.runner import StageError
+
+DOC = """Build a dataset of WebDataset tars from a text corpus.
+
+A build that was killed is finished by the same command. Options that are not listed here go to
+Apache Beam, as --runner=FlinkRunner --flink_master=HOST:8081."""
+
+
+def main(argv: Sequence[str]) -> None:
+    config, flags = parse(
+        PipelineConfig, argv, prog="python -m pipeline", doc=DOC, passes_flags_on=True
+    )
+    try:
+        run(lambda: build(config, flags) and None)
+    except (StageError, OSError) as error:
+        fail(f"error: {error}", code=1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,145 @@
+"""The driver of a build: tokenizer, the Beam pipeline, publication; every phase is resumable.
+
+What a killed build has finished lies in `DATASET/.work` and is taken up by the next run of the
+same command; `DATASET/manifest.json` is written last.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+
+from pipeline.config import PipelineConfig, byte_config
+from pipeline.corpus import Portion, plan_portions
+from pipeline.decide import Terms, decide
+from pipeline.encoder import token_dtype
+from pipeline.fingerprints import portion_fingerprints, request_fingerprint
+from pipeline.lock import DatasetLock
+from pipeline.manifest import Tokenizer, hash_config
+from pipeline.plan import partition_bits
+from pipeline.portions import place, read_record
+from pipeline.progress import ProgressDisplay
+from pipeline.publish import Building, already_published, publish
+from pipeline.runner import Engine, StageError, run_beam, uses_local_runner
+from pipeline.shards import ShardSettings
+from pipeline.space import check_free_space, full_disk_advice
+from pipeline.stages import BuildShards, ReadDocuments, spread_order
+from pipeline.tokenizer_pass import make_tokenizer
+from pipeline.work import FOLDER, WorkFolder
+
+WORKER_BYTES = 32 * 2**20
+"""A worker process starts in 3 to 5 s, in which another one reads about so much."""
+
+
+def build(config: PipelineConfig, flags: Sequence[str] = (), *, spills: bool | None = None) -> Path:
+    """Build the dataset of a config, or finish it; returns its folder.
+
+    Args:
+        config: what to build.
+        flags: for Beam, unchanged; without a `--runner` the build runs on this machine.
+        spills: how documents reach their shard; by default what suits the runner.
+
+    Raises:
+        ValueError, OSError: the corpus, the folder or the config do not allow it.
+        StageError: a stage failed; what is finished is kept.
+    """
+    started = time.monotonic()
+    dataset_dir = Path(config.dataset_dir).absolute()
+    portions = plan_portions(config.corpus.module, config.corpus.config)
+    engine = Engine(
+        num_workers=config.num_workers or sensible_workers(portions),
+        flags=tuple(flags),
+        spills=uses_local_runner(flags) if spills is None else spills,
+    )
+    request = request_fingerprint(config, portions)
+    with DatasetLock(dataset_dir):
+        if already_published(dataset_dir, request=request, config=byte_config(config)):
+            sys.stdout.write(f"{dataset_dir}: complete already, of this config and corpus\n")
+            return dataset_dir
+        work = WorkFolder(str(dataset_dir / FOLDER))
+        work.create()
+        check_free_space(dataset_dir, portions, characters=config.tokenizer.kind == "characters")
+        try:
+            building = _build_shards(config, portions, engine, work)
+        except StageError as error:
+            advice = full_disk_advice(str(error))
+            raise StageError(f"{error}{advice} (traceback: {work.error_log})") from None
+        publish(replace(building, request=request, started=started))
+    return dataset_dir
+
+
+def sensible_workers(portions: Sequence[Portion]) -> int:
+    """One per core, but none that would have nothing to do or would cost more than it does."""
+    busy = 1 + sum(portion.bytes for portion in portions) // WORKER_BYTES
+    return max(1, min(len(os.sched_getaffinity(0)), len(portions), busy))
+
+
+def _build_shards(
+    config: PipelineConfig, portions: list[Portion], engine: Engine, work: WorkFolder
+) -> Building:
+    """Tokenizer, then all shards finished in the work folder."""
+    with ProgressDisplay(work, portions, "making the tokenizer"):
+        text, tokenizer = make_tokenizer(config, portions, engine, work)
+    terms, settings = _settle(config, portions, tokenizer, work)
+    fingerprints = portion_fingerprints(config, portions, terms.placement, tokenizer.sha256)
+    unfinished = _unfinished(portions, fingerprints, work, spills=engine.spills)
+    ordered = spread_order(unfinished, engine.num_workers)
+
+    def construct(pipeline: beam.Pipeline) -> None:
+        _ = (
+            pipeline
+            | "ReadDocuments" >> ReadDocuments(config, ordered)
+            | "BuildShards"
+            >> BuildShards(config, text, fingerprints, terms, settings, engine.spills)
+        )
+
+    with ProgressDisplay(work, unfinished, "reading"):
+        run_beam(construct, engine, work.error_log)
+    return Building(config, portions, work, text, tokenizer, decide(terms))
+
+
+def _settle(
+    config: PipelineConfig, portions: Sequence[Portion], tokenizer: Tokenizer, work: WorkFolder
+) -> tuple[Terms, ShardSettings]:
+    """The numbers that decide places and bytes."""
+    dtype = np.dtype(token_dtype(tokenizer.vocab_size))
+    target_bytes = int(config.shards.target_mib * 2**20)
+    bits = partition_bits(sum(portion.bytes for portion in portions), target_bytes)
+    terms = Terms(
+        work=work,
+        placement=place(config.split, shuffle_seed=config.shuffle_seed, partition_bits=bits),
+        num_portions=len(portions),
+        target_tokens=max(1, target_bytes // dtype.itemsize),
+        max_bad_fraction=config.max_bad_fraction,
+        config_hash=hash_config(byte_config(config)),
+    )
+    settings = ShardSettings(
+        token_dtype=dtype.name,
+        block_tokens=config.shards.block_tokens,
+        chunk_bytes=int(config.shards.chunk_mib * 2**20),
+        deduplicate=config.deduplicate,
+        split_seed=config.split.seed,
+    )
+    return terms, settings
+
+
+def _unfinished(
+    portions: Sequence[Portion], fingerprints: dict[int, str], work: WorkFolder, *, spills: bool
+) -> list[Portion]:
+    """The portions without a valid completion record; only spill files outlive a build."""
+    left = []
+    for portion in portions:
+        record = read_record(work.portion(portion.index)) if spills else None
+        if (
+            record is None
+            or record.fingerprint != fingerprints[portion.index]
+            or not all((work.spills / name).exists() for name in record.spills)
+        ):
+            work.portion(portion.index).unlink(missing_ok=True)
+            left.append(portion)
+    return left

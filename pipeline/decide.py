@@ -1,0 +1,150 @@
+"""What the sums over the whole corpus decide: whether the build goes on, the split, the shards.
+
+Read from the completion records one at a time, so memory does not grow with the corpus, and a
+function of them alone, so the driver and every worker come to the same decision.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.batch import UNREADABLE, Count
+from pipeline.plan import Histogram, ShardPlan, plan_shards
+from pipeline.portions import Placement, add_counts, read_record
+from pipeline.rejects import Tally, add_tallies
+from pipeline.split import (
+    Candidates,
+    documents_threshold,
+    fraction_threshold,
+    merge_candidates,
+    no_candidates,
+)
+from pipeline.work import WorkFolder
+
+SUMMARY_REASONS = 5
+"""So many reasons are named when a build is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a decision depends on beside the completion records; travels to Beam workers."""
+
+    work: WorkFolder
+    """Of the build."""
+    placement: Placement
+    """Decides each document's place."""
+    num_portions: int
+    """Length of the plan of the corpus."""
+    target_tokens: int
+    """Wished size of a shard."""
+    max_bad_fraction: float
+    """More unreadable records than this refuse the build."""
+    config_hash: str
+    """Of the config that decides bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The sums over all portions, and the plan that follows from them."""
+
+    plan: ShardPlan
+    """All shards."""
+    counts: tuple[Count, ...]
+    """One per stage, in order."""
+    tallies: tuple[Tally, ...]
+    """Rejects by stage and reason."""
+
+
+@dataclass(slots=True)
+class _Sums:
+    histogram: Histogram
+    candidates: Candidates
+    counts: tuple[Count, ...] = ()
+    tallies: tuple[Tally, ...] = ()
+    spills: tuple[str, ...] = ()
+
+
+def make_plan(terms: Terms) -> ShardPlan:
+    """The plan alone."""
+    return decide(terms).plan
+
+
+def decide(terms: Terms) -> Decision:
+    """Sum the completion records of all portions and plan the shards.
+
+    Raises:
+        ValueError: too many unreadable records, or no documents to train on.
+    """
+    digest = hashlib.sha256(terms.config_hash.encode())
+    sums = _Sums(np.zeros((2, 2**terms.placement.partition_bits), np.int64), no_candidates())
+    spills: list[str] = []
+    for index in range(terms.num_portions):
+        record = read_record(terms.work.portion(index))
+        assert record is not None, f"portion {index} has no completion record"
+        digest.update(record.fingerprint.encode())
+        sums.histogram += record.histogram
+        limit = max(terms.placement.documents, 1)
+        sums.candidates = merge_candidates(sums.candidates, record.candidates, limit)
+        sums.counts = add_counts(sums.counts, record.counts)
+        sums.tallies = add_tallies([*sums.tallies, *record.tallies])
+        spills.extend(record.spills)
+    _refuse_unreadable(sums, terms.max_bad_fraction)
+    threshold = _split(sums, terms.placement)
+    _refuse_empty(sums)
+    plan = plan_shards(
+        sums.histogram,
+        split_threshold=threshold,
+        target_tokens=terms.target_tokens,
+        fingerprint=digest.hexdigest(),
+        spills=tuple(spills),
+    )
+    return Decision(plan, sums.counts, sums.tallies)
+
+
+def _split(sums: _Sums, placement: Placement) -> int:
+    """The threshold of the split; an exact number moves its documents to validation here."""
+    if not placement.documents:
+        return fraction_threshold(placement.fraction)
+    threshold = documents_threshold(sums.candidates, placement.documents)
+    chosen = sums.candidates.split_hash < np.uint64(threshold)
+    where, tokens = sums.candidates.partition[chosen], sums.candidates.tokens[chosen]
+    np.add.at(sums.histogram[0], where, -tokens)
+    np.add.at(sums.histogram[1], where, tokens)
+    return threshold
+
+
+def _refuse_unreadable(sums: _Sums, max_bad_fraction: float) -> None:
+    bad = [one for one in sums.tallies if one.reason in UNREADABLE]
+    num_bad = sum(one.records for one in bad)
+    num_read = sums.counts[0].records_in if sums.counts else 0
+    if num_bad <= max_bad_fraction * num_read:
+        return
+    reasons = "; ".join(map(_describe, sorted(bad, key=lambda one: -one.records)[:SUMMARY_REASONS]))
+    raise ValueError(
+        f"{num_bad:,} of {num_read:,} records ({num_bad / num_read:.2%}) could not be read, "
+        f"max_bad_fraction allows {max_bad_fraction:.2%}: {reasons}. Mend the corpus, or allow "
+        f"more with max_bad_fraction={num_bad / num_read + 0.0001:.4f}: what was read is kept"
+    )
+
+
+def _describe(one: Tally) -> str:
+    first = one.examples[0] if one.examples else {"source": "", "position": "", "detail": ""}
+    detail = f": {first['detail']}" if first["detail"] else ""
+    return f"{one.reason} {one.records:,} (first {first['source']} at {first['position']}{detail})"
+
+
+def _refuse_empty(sums: _Sums) -> None:
+    if sums.histogram[0].any():
+        return
+    if sums.histogram[1].any():
+        raise ValueError(
+            "the validation split takes all documents and leaves none to train on; "
+            "lower split.fraction or split.documents"
+        )
+    funnel = ", ".join(
+        f"{one.stage} {one.records_in:,} -> {one.records_out:,}" for one in sums.counts
+    )
+    top = sorted(sums.tallies, key=lambda one: -one.records)[:SUMMARY_REASONS]
+    reasons = "; ".join(f"{one.stage}: {_describe(one)}" for one in top)
+    raise ValueError(f"no documents are left ({funnel or 'nothing was read'}). {reasons}".strip())

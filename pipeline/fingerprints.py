@@ -1,0 +1,70 @@
+"""Fingerprints: what finished work was made from, so that a rerun knows what still holds."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+import fsspec
+
+from pipeline.config import PipelineConfig, byte_config
+from pipeline.corpus import Portion
+from pipeline.portions import Placement
+
+STAGES_VERSION = 1
+"""Raised when a stage makes other bytes of the same input."""
+
+LIBRARIES = ("fastokens", "numpy", "orjson", "pyarrow", "tokenizers", "xxhash")
+"""Libraries in whose hands the bytes are."""
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what decides bytes."""
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {"stages": str(STAGES_VERSION), "unicode": unicodedata.unidata_version, **versions}
+
+
+def request_fingerprint(config: PipelineConfig, portions: Sequence[Portion]) -> str:
+    """Of what a build was asked for: config, corpus, libraries."""
+    tokenizer = config.tokenizer.path and _file_version(config.tokenizer.path)
+    return _hash([byte_config(config), library_versions(), tokenizer, _rows(portions)])
+
+
+def portion_fingerprints(
+    config: PipelineConfig, portions: Sequence[Portion], placement: Placement, tokenizer: str
+) -> dict[int, str]:
+    """Of everything that decides the encoded documents of each portion, by index."""
+    common = byte_config(config)
+    del common["shards"]
+    shared = _hash([common, library_versions(), dataclasses.asdict(placement), tokenizer])
+    return {
+        portion.index: _hash([shared, row])
+        for portion, row in zip(portions, _rows(portions), strict=True)
+    }
+
+
+def reading_fingerprint(config: PipelineConfig, portions: Sequence[Portion]) -> str:
+    """Of everything that decides a tokenizer made from the corpus."""
+    common = byte_config(config)
+    for key in ("shards", "split"):
+        del common[key]
+    return _hash([common, library_versions(), _rows(portions)])
+
+
+def _rows(portions: Sequence[Portion]) -> list[Any]:
+    return [
+        [one.index, one.file.source, one.file.bytes, one.file.version, one.start, one.stop]
+        for one in portions
+    ]
+
+
+def _file_version(path: str) -> str:
+    with fsspec.open(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def _hash(tree: Any) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,118 @@
+"""`python -m pipeline.index DATASET`: indexes and sidecars, made from the tars of a dataset.
+
+A build writes them already; this renews them, and makes them where a copy left them behind.
+`<shard>.tar.idx` and `.nv-meta/` are Megatron-Energon's, `<split>.wids.json` is of wids.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from configs.command import run
+from pipeline.manifest import Manifest, Shard, read_manifest
+from pipeline.tar import index_path, render_index, scan
+from pipeline.work import write_atomic
+
+ENERGON_FOLDER = ".nv-meta"
+ENERGON_VERSION = "7.4.0"
+"""The version whose files these are."""
+ENERGON_SPLITS = {"train": "train", "validation": "val"}
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.index", description=__doc__)
+    parser.add_argument("dataset", metavar="DATASET", type=Path, help="folder of a dataset")
+    dataset_dir = parser.parse_args(argv).dataset
+    run(lambda: index_dataset(dataset_dir))
+
+
+def index_dataset(dataset_dir: Path) -> None:
+    """Write the index of every shard, then the sidecars.
+
+    Raises:
+        FileNotFoundError: no dataset, or a shard is missing.
+        ValueError: a shard is damaged, or is not the one of the manifest.
+    """
+    manifest = read_manifest(dataset_dir)
+    for shards in manifest.splits.values():
+        for shard in shards:
+            write_atomic(index_path(dataset_dir / shard.name), render_tar_index(dataset_dir, shard))
+    write_sidecars(manifest, dataset_dir)
+    num_shards = sum(map(len, manifest.splits.values()))
+    sys.stdout.write(f"{dataset_dir}: indexes of {num_shards} shards and the sidecars written\n")
+
+
+def render_tar_index(dataset_dir: Path, shard: Shard) -> bytes:
+    """The index of a shard, from the headers of its tar.
+
+    Raises:
+        FileNotFoundError: the shard is missing.
+        ValueError: it is damaged, or is not the one of the manifest.
+    """
+    path = dataset_dir / shard.name
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: is missing; the manifest lists it")
+    offsets, end = [], 0
+    try:
+        for _, members in groupby(scan(path), key=lambda member: member.key):
+            sample = list(members)
+            offsets.append(sample[0].offset)
+            end = sample[-1].stop
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if len(offsets) != shard.samples:
+        raise ValueError(f"{path}: {len(offsets)} samples, the manifest has {shard.samples}")
+    return render_index([*offsets, end])
+
+
+def write_sidecars(manifest: Manifest, folder: Path) -> None:
+    """Write what lets wids and Megatron-Energon read the dataset without conversion."""
+    for split, shards in manifest.splits.items():
+        write_atomic(folder / f"{split}.wids.json", _json(render_wids(split, shards)))
+    energon = folder / ENERGON_FOLDER
+    energon.mkdir(exist_ok=True)
+    for name, tree in render_energon(manifest).items():
+        is_yaml = name.endswith(".yaml")
+        text = yaml.safe_dump(tree, sort_keys=False).encode() if is_yaml else _json(tree)
+        write_atomic(energon / name, text)
+
+
+def render_wids(split: str, shards: Sequence[Shard]) -> dict[str, Any]:
+    """The shard index of wids; it needs no md5, and the manifest has the sha256."""
+    return {
+        "__kind__": "wids-shard-index-v1",
+        "wids_version": 1,
+        "name": split,
+        "shardlist": [
+            {"url": shard.name, "nsamples": shard.samples, "filesize": shard.bytes}
+            for shard in shards
+        ],
+    }
+
+
+def render_energon(manifest: Manifest) -> dict[str, Any]:
+    """The files of Energon's folder, by name."""
+    names = {split: [shard.name for shard in shards] for split, shards in manifest.splits.items()}
+    counts = {shard.name: shard.samples for shards in manifest.splits.values() for shard in shards}
+    return {
+        ".info.json": {"energon_version": ENERGON_VERSION, "shard_counts": counts},
+        "split.yaml": {
+            "split_parts": {ENERGON_SPLITS[split]: shards for split, shards in names.items()},
+            "exclude": [],
+        },
+        "dataset.yaml": {"__module__": "megatron.energon", "__class__": "CrudeWebdataset"},
+    }
+
+
+def _json(tree: Any) -> bytes:
+    return (json.dumps(tree, indent=1) + "\n").encode()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

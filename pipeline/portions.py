@@ -1,0 +1,217 @@
+"""What the build keeps of each portion: its completion record.
+
+The record sums what the plan of the shards, the report and a rerun need, so that documents never
+have to be read for it. A sum does not depend on the order of batches.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import batch as batches
+from pipeline.batch import Batch, Count
+from pipeline.hashes import Hashes, shuffle_hashes, split_hashes
+from pipeline.plan import Histogram, partitions
+from pipeline.rejects import (
+    Tally,
+    tally,
+    tally_from_row,
+    tally_row,
+    write_rejects,
+)
+from pipeline.split import (
+    Candidates,
+    SplitConfig,
+    fraction_threshold,
+    merge_candidates,
+    no_candidates,
+)
+from pipeline.work import WorkFolder, read_json, write_json
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What decides the place of a document: plain numbers that travel to Beam workers."""
+
+    shuffle_seed: int
+    """Of the global order."""
+    partition_bits: int
+    """The hash range is divided into 2 ** bits partitions."""
+    split_seed: int
+    """Of the split."""
+    fraction: float
+    """Share of validation; 0 where a number of documents is wished."""
+    documents: int
+    """Exact number of validation documents; 0 where a fraction is wished."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortionRecord:
+    """The completion record of one portion."""
+
+    portion: int
+    """Index in the plan of the corpus."""
+    fingerprint: str
+    """Of everything that decides the portion's documents."""
+    counts: tuple[Count, ...]
+    """One per stage, in order."""
+    tallies: tuple[Tally, ...]
+    """Rejects by stage and reason."""
+    histogram: Histogram
+    """Tokens of each split and hash partition."""
+    candidates: Candidates
+    """For an exact number of validation documents."""
+    spills: tuple[str, ...]
+    """Names of its spill files, on the local runner."""
+
+
+def place(config: SplitConfig, *, shuffle_seed: int, partition_bits: int) -> Placement:
+    """The placement of a build."""
+    exact = config.documents is not None
+    return Placement(
+        shuffle_seed=shuffle_seed,
+        partition_bits=partition_bits,
+        split_seed=config.seed,
+        fraction=0.0 if exact else config.fraction,
+        documents=config.documents or 0,
+    )
+
+
+@dataclass(slots=True)
+class PortionSums:
+    """The sums of a portion while its batches pass."""
+
+    placement: Placement
+    counts: dict[str, list[int]] = field(default_factory=dict)
+    rejects: list[pa.RecordBatch] = field(default_factory=list)
+    histogram: Histogram = field(init=False)
+    candidates: Candidates = field(default_factory=no_candidates)
+
+    def __post_init__(self) -> None:
+        self.histogram = np.zeros((2, 2**self.placement.partition_bits), np.int64)
+
+    def add(self, batch: Batch) -> Hashes:
+        """Count a batch; returns the shuffle hashes of its documents."""
+        keys = batch.documents.column("key")
+        hashes = shuffle_hashes(keys, self.placement.shuffle_seed)
+        self.add_counts(batch)
+        self._place(hashes, split_hashes(keys, self.placement.split_seed), token_counts(batch))
+        return hashes
+
+    def add_counts(self, batch: Batch) -> None:
+        """Count what the stages did and keep the rejects."""
+        self.rejects.append(batch.rejects)
+        for one in batch.counts:
+            numbers = [one.records_in, one.bytes_in, one.records_out, one.bytes_out]
+            _add(self.counts, one.stage, numbers)
+
+    def _place(self, hashes: Hashes, splits: Hashes, tokens: Any) -> None:
+        held = self.placement
+        where = partitions(hashes, held.partition_bits)
+        validation = splits < np.uint64(fraction_threshold(held.fraction))
+        for row, mask in enumerate((~validation, validation)):
+            np.add.at(self.histogram[row], where[mask], tokens[mask])
+        if held.documents:
+            fresh = merge_candidates(
+                no_candidates(), Candidates(splits, where, tokens), held.documents
+            )
+            self.candidates = merge_candidates(self.candidates, fresh, held.documents)
+
+    def merge(self, other: "PortionSums") -> None:
+        """Add the sums of other batches of the same portion."""
+        self.rejects.extend(other.rejects)
+        self.histogram += other.histogram
+        self.candidates = merge_candidates(
+            self.candidates, other.candidates, max(self.placement.documents, 1)
+        )
+        for stage, numbers in other.counts.items():
+            _add(self.counts, stage, numbers)
+
+    def write(
+        self, work: WorkFolder, portion: int, fingerprint: str, spills: tuple[str, ...] = ()
+    ) -> None:
+        """Write the rejects, then the record: from now on the portion is finished."""
+        rejects = batches.concat(self.rejects)
+        write_rejects(work.rejects, portion_member(portion), rejects)
+        record = PortionRecord(
+            portion=portion,
+            fingerprint=fingerprint,
+            counts=tuple(Count(stage, *sums) for stage, sums in self.counts.items()),
+            tallies=tuple(tally(rejects)),
+            histogram=self.histogram,
+            candidates=self.candidates,
+            spills=spills,
+        )
+        write_json(work.portion(portion), _to_tree(record))
+
+
+def portion_member(portion: int) -> str:
+    """Name of a portion's rejects in the work folder."""
+    return f"portion-{portion:06d}"
+
+
+def token_counts(batch: Batch) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Tokens of each document of a batch."""
+    column = batch.documents.column("tokens")
+    return np.diff(np.asarray(column.offsets))
+
+
+def read_record(path: Path) -> PortionRecord | None:
+    """Read a completion record, or None where the portion is not finished."""
+    tree = read_json(path)
+    return None if tree is None else _from_tree(tree)
+
+
+def add_counts(left: tuple[Count, ...], right: tuple[Count, ...]) -> tuple[Count, ...]:
+    """Counts added up by stage, stages in their order."""
+    sums: dict[str, list[int]] = {}
+    for one in (*left, *right):
+        _add(sums, one.stage, [one.records_in, one.bytes_in, one.records_out, one.bytes_out])
+    return tuple(Count(stage, *numbers) for stage, numbers in sums.items())
+
+
+def _add(sums: dict[str, list[int]], stage: str, numbers: list[int]) -> None:
+    held = sums.setdefault(stage, [0, 0, 0, 0])
+    held[:] = [left + right for left, right in zip(held, numbers, strict=True)]
+
+
+def _to_tree(record: PortionRecord) -> dict[str, Any]:
+    filled = np.flatnonzero(record.histogram.any(axis=0))
+    return {
+        "portion": record.portion,
+        "fingerprint": record.fingerprint,
+        "counts": [
+            [one.stage, one.records_in, one.bytes_in, one.records_out, one.bytes_out]
+            for one in record.counts
+        ],
+        "tallies": [tally_row(one) for one in record.tallies],
+        "partitions": record.histogram.shape[1],
+        "filled": filled.tolist(),
+        "histogram": record.histogram[:, filled].tolist(),
+        "candidates": [
+            record.candidates.split_hash.tolist(),
+            record.candidates.partition.tolist(),
+            record.candidates.tokens.tolist(),
+        ],
+        "spills": list(record.spills),
+    }
+
+
+def _from_tree(tree: dict[str, Any]) -> PortionRecord:
+    histogram = np.zeros((2, tree["partitions"]), np.int64)
+    histogram[:, tree["filled"]] = np.array(tree["histogram"], np.int64)
+    hashes, where, tokens = tree["candidates"]
+    return PortionRecord(
+        portion=tree["portion"],
+        fingerprint=tree["fingerprint"],
+        counts=tuple(Count(*row) for row in tree["counts"]),
+        tallies=tuple(map(tally_from_row, tree["tallies"])),
+        histogram=histogram,
+        candidates=Candidates(
+            np.array(hashes, np.uint64), np.array(where, np.int64), np.array(tokens, np.int64)
+        ),
+        spills=tuple(tree["spills"]),
+    )

@@ -1,0 +1,102 @@
+"""Progress of a build: workers count into small files, the driver adds them up and shows a line."""
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+
+from pipeline.batch import Batch
+from pipeline.corpus import Portion
+from pipeline.work import WorkFolder, read_json
+
+WRITE_SECONDS = 0.5
+"""A worker writes its counters at most so often."""
+LIVE_SECONDS, PLAIN_SECONDS = 0.5, 5.0
+"""How often the line is renewed on a terminal, and printed elsewhere."""
+
+
+class ProgressCounter:
+    """The counters of one worker process."""
+
+    def __init__(self, work: WorkFolder) -> None:
+        self.path = work.progress / f"{os.getpid()}-{threading.get_ident()}.json"
+        self.counts = [0, 0, 0]
+        self.written = 0.0
+
+    def add(self, batch: Batch) -> None:
+        """Count a batch that passed all stages."""
+        read = batch.counts[0] if batch.counts else None
+        self.counts[0] += read.records_in if read else batch.documents.num_rows
+        self.counts[1] += read.bytes_in if read else 0
+        self.counts[2] += batch.rejects.num_rows
+        if batch.last or time.monotonic() - self.written > WRITE_SECONDS:
+            self.written = time.monotonic()
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text(str(self.counts))
+            temporary.replace(self.path)
+
+
+class ProgressDisplay:
+    """Shows the progress of a phase while it is open: a live line, or one every few seconds."""
+
+    def __init__(self, work: WorkFolder, portions: Sequence[Portion], phase: str) -> None:
+        self.work = work
+        self.total_bytes = sum(portion.bytes for portion in portions)
+        self.phase = phase
+        self.started = time.monotonic()
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._show, daemon=True)
+
+    def __enter__(self) -> "ProgressDisplay":
+        for path in self.work.progress.iterdir():
+            path.unlink()
+        self.thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.done.set()
+        self.thread.join()
+
+    def line(self) -> str:
+        """Records, MB, rejects, rate and time left."""
+        counters = [read_json(path) for path in self.work.progress.glob("*.json")]
+        sums = [sum(column) for column in zip(*filter(None, counters), strict=True)] or [0, 0, 0]
+        records, read_bytes, rejects = sums
+        seconds = time.monotonic() - self.started
+        rate = read_bytes / seconds
+        share = min(read_bytes / self.total_bytes, 1.0) if self.total_bytes else 0.0
+        parts = [
+            f"{self.phase}: {records:,} records",
+            f"{read_bytes / 1e6:,.0f} of {self.total_bytes / 1e6:,.0f} MB",
+            f"{rejects:,} rejects",
+            f"{rate / 1e6:.1f} MB/s",
+        ]
+        if 0.01 < share < 1:
+            parts.append(f"{_duration(seconds / share - seconds)} left")
+        shards = sum(1 for _ in self.work.shards.glob("*.json"))
+        return ", ".join([*parts, f"{shards} shards written"] if shards else parts)
+
+    def _show(self) -> None:
+        console = Console(stderr=True, highlight=False)
+        if console.is_terminal:
+            with Live(self.line(), console=console, transient=True, auto_refresh=False) as live:
+                while not self.done.wait(LIVE_SECONDS):
+                    live.update(self.line(), refresh=True)
+        else:
+            while not self.done.wait(PLAIN_SECONDS):
+                console.print(self.line(), soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,173 @@
+"""`python -m pipeline.report DATASET`: the dataset report, a funnel from records to tokens."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from configs.command import run
+from pipeline.decide import Decision
+from pipeline.rejects import add_tallies, tally_row
+from pipeline.report_html import render_html
+from pipeline.shards import DEDUPLICATE, ShardRow
+from pipeline.split import SPLITS
+from pipeline.work import write_atomic
+
+REPORT, REPORT_HTML = "report.json", "report.html"
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.report", description="Print the funnel of a dataset."
+    )
+    parser.add_argument("dataset", metavar="DATASET", type=Path, help="folder of a dataset")
+    dataset_dir = parser.parse_args(argv).dataset
+    run(lambda: print_report(dataset_dir))
+
+
+def build_report(
+    decision: Decision,
+    rows: Sequence[ShardRow],
+    *,
+    request: str,
+    corpus_files: int,
+    corpus_bytes: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """The report as a tree: what came in, what each stage did, what came out."""
+    tallies = add_tallies([*decision.tallies, *(one for row in rows for one in row.duplicates)])
+    return {
+        "request": request,
+        "seconds": round(seconds, 1),
+        "corpus": {"files": corpus_files, "bytes": corpus_bytes},
+        "funnel": _funnel(decision, rows),
+        "rejects": [tally_row(one) for one in tallies],
+        "splits": {split: _split(split, rows) for split in SPLITS if _of(split, rows)},
+        "lengths": _add_lengths([row.lengths for row in rows]),
+        "shards": [
+            {
+                "name": row.shard.name,
+                "documents": row.documents,
+                "tokens": row.shard.tokens,
+                "samples": row.shard.samples,
+                "bytes": row.shard.bytes,
+            }
+            for row in rows
+        ],
+    }
+
+
+def write_report(report: dict[str, Any], folder: Path) -> None:
+    """Write report.json and report.html."""
+    write_atomic(folder / REPORT, (json.dumps(report, indent=1, ensure_ascii=False)).encode())
+    write_atomic(folder / REPORT_HTML, render_html(report).encode("utf-8", "xmlcharrefreplace"))
+
+
+def print_report(dataset_dir: Path) -> None:
+    """Print the funnel, the rejects by reason and the totals of a dataset.
+
+    Raises:
+        FileNotFoundError: the folder holds no report.
+        ValueError: the report is damaged.
+    """
+    path = dataset_dir / REPORT
+    try:
+        report = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no report; is this a dataset?") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged report ({error})") from None
+    console = Console(highlight=False)
+    console.print(_funnel_table(report["funnel"]))
+    if report["rejects"]:
+        console.print(_rejects_table(report["rejects"]))
+    for split, sums in report["splits"].items():
+        console.print(
+            f"{split}: {sums['documents']:,} documents, {sums['tokens']:,} tokens, "
+            f"{sums['shards']} shards, {sums['bytes'] / 1e6:,.1f} MB"
+        )
+    rate = report["corpus"]["bytes"] / 1e6 / max(report["seconds"], 0.1)
+    console.print(f"{report['seconds']:,.1f} s, {rate:.1f} MB/s of corpus")
+    console.print(f"{dataset_dir}", soft_wrap=True, markup=False)
+
+
+def _funnel(decision: Decision, rows: Sequence[ShardRow]) -> list[dict[str, Any]]:
+    """Records and bytes in and out of each stage; what shards dropped counts as deduplication."""
+    dropped = sum(one.records for row in rows for one in row.duplicates)
+    dropped_bytes = sum(one.bytes for row in rows for one in row.duplicates)
+    funnel = []
+    late = False
+    for one in decision.counts:
+        late = late or one.stage == DEDUPLICATE
+        before = late and one.stage != DEDUPLICATE
+        funnel.append(
+            {
+                "stage": one.stage,
+                "records_in": one.records_in - dropped * before,
+                "bytes_in": one.bytes_in - dropped_bytes * before,
+                "records_out": one.records_out - dropped * late,
+                "bytes_out": one.bytes_out - dropped_bytes * late,
+            }
+        )
+    return funnel
+
+
+def _split(split: str, rows: Sequence[ShardRow]) -> dict[str, int]:
+    chosen = _of(split, rows)
+    return {
+        "documents": sum(row.documents for row in chosen),
+        "text_bytes": sum(row.text_bytes for row in chosen),
+        "tokens": sum(row.shard.tokens for row in chosen),
+        "shards": len(chosen),
+        "bytes": sum(row.shard.bytes for row in chosen),
+    }
+
+
+def _of(split: str, rows: Sequence[ShardRow]) -> list[ShardRow]:
+    return [row for row in rows if row.split == split]
+
+
+def _add_lengths(columns: Sequence[Sequence[int]]) -> list[int]:
+    sums = [0] * max(map(len, columns), default=0)
+    for column in columns:
+        for index, count in enumerate(column):
+            sums[index] += count
+    return sums
+
+
+def _funnel_table(funnel: list[dict[str, Any]]) -> Table:
+    table = Table(title="Funnel", title_justify="left")
+    table.add_column("stage")
+    for name in ("records in", "records out", "MB in", "MB out"):
+        table.add_column(name, justify="right")
+    for row in funnel:
+        table.add_row(
+            row["stage"],
+            f"{row['records_in']:,}",
+            f"{row['records_out']:,}",
+            f"{row['bytes_in'] / 1e6:,.1f}",
+            f"{row['bytes_out'] / 1e6:,.1f}",
+        )
+    return table
+
+
+def _rejects_table(rejects: list[dict[str, Any]]) -> Table:
+    table = Table(title="Rejects, every one in rejects/", title_justify="left")
+    for name in ("stage", "reason"):
+        table.add_column(name)
+    for name in ("records", "MB"):
+        table.add_column(name, justify="right")
+    for row in rejects:
+        table.add_row(
+            row["stage"], row["reason"], f"{row['records']:,}", f"{row['bytes'] / 1e6:,.1f}"
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,128 @@
+"""Running Beam: the local runner by name, quiet workers, and errors as one line.
+
+`DirectRunner` would download a binary where there is internet (Prism), so the default is
+`FnApiRunner`, which never does. Its workers get no options: stages carry what they need.
+"""
+
+import logging
+import os
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
+
+THREAD_VARIABLES = ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "POLARS_MAX_THREADS")
+LOCAL_RUNNERS = ("FnApiRunner", "InMemoryRunner")
+
+_ERROR = re.compile(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception|Interrupt|Exit)): ?(.*)$", re.MULTILINE)
+_WHERE = re.compile(r" \[while running '([^']*)'\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Where and how wide Beam runs."""
+
+    num_workers: int
+    """Worker processes on this machine."""
+    flags: tuple[str, ...]
+    """Beam's own flags."""
+    spills: bool
+    """Payload through spill files instead of Beam's GroupByKey."""
+
+
+class StageError(RuntimeError):
+    """What stopped a stage, told in one line."""
+
+
+def uses_local_runner(flags: Sequence[str]) -> bool:
+    """Whether the flags leave the build on this machine's own runner."""
+    named = _runner(flags)
+    return named is None or named in LOCAL_RUNNERS
+
+
+def run_beam(construct: Callable[[beam.Pipeline], None], engine: Engine, error_log: Path) -> None:
+    """Construct a Beam pipeline and run it to its end.
+
+    Raises:
+        StageError: a stage failed; the traceback is in `error_log`.
+    """
+    options = PipelineOptions([f"--direct_num_workers={engine.num_workers}", *engine.flags])
+    _export_path()
+    _silence()
+    runner = None if _runner(engine.flags) else _local_runner(engine.num_workers)
+    pipeline = beam.Pipeline(runner=runner, options=options)
+    construct(pipeline)
+    try:
+        with _one_thread_each(engine.num_workers):
+            pipeline.run().wait_until_finish()
+    except Exception as error:  # noqa: BLE001 - whatever a worker raised comes as what Beam likes
+        error_log.write_text(traceback.format_exc(), encoding="utf-8")
+        raise StageError(one_line(error)) from None
+
+
+@contextmanager
+def _one_thread_each(num_workers: int) -> Iterator[None]:
+    """Worker processes inherit: each has one core, so the libraries' own threads would fight."""
+    wanted = dict.fromkeys(THREAD_VARIABLES, "1") if num_workers > 1 else {}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def one_line(error: BaseException) -> str:
+    """The innermost message of an error that came through Beam, with its stage."""
+    text = str(error)
+    where = _WHERE.findall(text)
+    found = _ERROR.findall(_WHERE.sub("", text))
+    name, message = found[-1] if found else (type(error).__name__, text)
+    if not found and isinstance(error, OSError | ValueError):
+        name = type(error).__name__
+    message = " ".join(_WHERE.sub("", message).split())
+    shown = message if name == "ValueError" else f"{name}: {message}"
+    stage = where[-1].split("/")[0].split("-")[0] if where else ""
+    return f"{shown} (stage {stage})" if stage and name != "ValueError" else shown
+
+
+def _runner(flags: Sequence[str]) -> str | None:
+    for place, flag in enumerate(flags):
+        if flag.startswith("--runner="):
+            return flag.partition("=")[2]
+        if flag == "--runner" and place + 1 < len(flags):
+            return flags[place + 1]
+    return None
+
+
+def _local_runner(num_workers: int) -> FnApiRunner:
+    """In this process for one worker, else in processes of our own command."""
+    if num_workers == 1:
+        return FnApiRunner()
+    command = f"exec {shlex.quote(sys.executable)} -m pipeline.beam_worker"
+    return FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
+
+
+def _export_path() -> None:
+    """Worker processes import this package from wherever it was started."""
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if root not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, paths)])
+
+
+def _silence() -> None:
+    """Beam's workers log some 45 lines at INFO, and a failure's traceback, which we tell better."""
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)

@@ -1,0 +1,231 @@
+"""`WriteShards`: the documents of each planned shard become a finished tar in the work folder.
+
+Sorted by shuffle hash, key and origin; of equal keys, which are neighbours then, the first stays.
+A shard is finished when its row file is written, and is not written again by a rerun.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.batch import REJECTS, concat
+from pipeline.blocks import cut_blocks
+from pipeline.hashes import key_halves
+from pipeline.manifest import Chunks, Shard
+from pipeline.plan import PlannedShard
+from pipeline.rejects import Tally, tally, tally_from_row, tally_row, write_rejects
+from pipeline.shuffle import Grouped
+from pipeline.split import VALIDATION, validation_mask
+from pipeline.tar import index_path, write_shard
+from pipeline.work import WorkFolder, read_json, write_json
+
+DEDUPLICATE, DUPLICATE = "deduplicate", "duplicate"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSettings:
+    """What decides the bytes of a shard, beside its documents."""
+
+    token_dtype: str
+    """uint16 or uint32."""
+    block_tokens: int
+    """Tokens in a block."""
+    chunk_bytes: int
+    """Size of a chunk, bytes."""
+    deduplicate: bool
+    """Of documents with equal keys, the first stays."""
+    split_seed: int
+    """Of the split."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRow:
+    """What a finished shard says of itself."""
+
+    fingerprint: str
+    """Of everything that decides its bytes."""
+    split: str
+    """Train or validation."""
+    shard: Shard
+    """Its row of the manifest."""
+    documents: int
+    """Documents in it."""
+    text_bytes: int
+    """Bytes of their text."""
+    lengths: tuple[int, ...]
+    """Documents of 2^i to 2^(i+1) - 1 tokens, by i."""
+    duplicates: tuple[Tally, ...]
+    """Rejects of deduplication."""
+
+
+@dataclass
+class WriteShards(beam.PTransform):  # type: ignore[misc]
+    """Planned shards with their documents -> names of finished tars in the work folder."""
+
+    work: WorkFolder
+    """Of this build."""
+    settings: ShardSettings
+    """What decides the bytes."""
+
+    def expand(self, grouped: beam.PCollection) -> beam.PCollection:
+        return grouped | "WriteShard" >> beam.Map(
+            write_planned, work=self.work, settings=self.settings
+        ).with_output_types(str)
+
+
+def write_planned(grouped: Grouped, *, work: WorkFolder, settings: ShardSettings) -> str:
+    """Write a shard unless it is finished already; returns its name."""
+    planned, pieces = grouped
+    if finished_row(work, planned) is None:
+        documents = _merge(planned, pieces, settings)
+        _write_row(work, planned.name, _write(work, planned, documents, settings))
+    return planned.name
+
+
+def finished_row(work: WorkFolder, planned: PlannedShard) -> ShardRow | None:
+    """The row of a shard that was finished by this build or, with equal inputs, by an earlier one.
+
+    The tar lies in the work folder, or where a killed publication had brought it already.
+    """
+    row = _read_row(work, planned.name)
+    if row is None or row.fingerprint != planned.fingerprint:
+        return None
+    places = (work.shards / row.shard.name, work.root.parent / row.shard.name)
+    lies = any(
+        path.exists() and path.stat().st_size == row.shard.bytes and index_path(path).exists()
+        for path in places
+    )
+    return row if lies else None
+
+
+def shard_member(name: str) -> str:
+    """Name of a shard's rejects in the work folder."""
+    return f"shard-{name}"
+
+
+def _read_row(work: WorkFolder, name: str) -> ShardRow | None:
+    tree = read_json(work.shard_row(name))
+    if tree is None:
+        return None
+    chunks = Chunks(**{column: tuple(cells) for column, cells in tree["shard"]["chunks"].items()})
+    return ShardRow(
+        **{
+            **tree,
+            "shard": Shard(**{**tree["shard"], "chunks": chunks}),
+            "lengths": tuple(tree["lengths"]),
+            "duplicates": tuple(map(tally_from_row, tree["duplicates"])),
+        }
+    )
+
+
+def _write_row(work: WorkFolder, name: str, row: ShardRow) -> None:
+    tree = {**asdict(row), "duplicates": [tally_row(one) for one in row.duplicates]}
+    write_json(work.shard_row(name), tree)
+
+
+def _merge(
+    planned: PlannedShard, pieces: Iterable[pa.RecordBatch], settings: ShardSettings
+) -> pa.RecordBatch:
+    """The shard's documents of all pieces, in order, duplicates included."""
+    chosen = []
+    for piece in pieces:
+        mask = validation_mask(
+            piece.column("key"), seed=settings.split_seed, threshold=planned.split_threshold
+        )
+        chosen.append(piece.filter(pa.array(mask == (planned.split == VALIDATION))))
+    return _in_order(concat(chosen))
+
+
+def _in_order(documents: pa.RecordBatch) -> pa.RecordBatch:
+    hashes = np.asarray(documents.column("hash"))
+    order = np.argsort(hashes, kind="stable")
+    if (np.diff(hashes[order]) == 0).any():
+        halves = key_halves(documents.column("key"))
+        positions = np.asarray(documents.column("position"))
+        ranks = _ranks(documents.column("source"))
+        order = np.lexsort((positions, ranks, halves[:, 1], halves[:, 0], hashes))
+    return documents.take(pa.array(order))
+
+
+def _ranks(sources: pa.Array) -> npt.NDArray[np.int64]:
+    """Each source's place in the sorted list of sources."""
+    encoded = sources.dictionary_encode()
+    names = np.array(encoded.dictionary.to_pylist(), object)
+    rank = np.empty(len(names), np.int64)
+    rank[np.argsort(names, kind="stable")] = np.arange(len(names))
+    return rank[np.asarray(encoded.indices)]
+
+
+def _write(
+    work: WorkFolder,
+    planned: PlannedShard,
+    documents: pa.RecordBatch,
+    settings: ShardSettings,
+) -> ShardRow:
+    kept, rejects = documents, pa.RecordBatch.from_pylist([], schema=REJECTS)
+    if settings.deduplicate:
+        kept, rejects = _drop_duplicates(documents)
+    write_rejects(work.rejects, shard_member(planned.name), rejects)
+    tokens, starts = _stream(kept, np.dtype(settings.token_dtype))
+    keys = [key.hex() for key in kept.column("key").to_pylist()]
+    shard = write_shard(
+        work.shards / f"{planned.name}.tar",
+        cut_blocks(planned.name, tokens, starts, keys, block_tokens=settings.block_tokens),
+        chunk_bytes=settings.chunk_bytes,
+    )
+    return ShardRow(
+        fingerprint=planned.fingerprint,
+        split=planned.split,
+        shard=shard,
+        documents=kept.num_rows,
+        text_bytes=int(np.asarray(kept.column("text_bytes")).sum()),
+        lengths=_length_histogram(np.diff(starts, append=len(tokens))),
+        duplicates=tuple(tally(rejects)),
+    )
+
+
+def _drop_duplicates(documents: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """The first document of each key, and the others as rejects."""
+    halves = key_halves(documents.column("key"))
+    again = np.zeros(documents.num_rows, np.bool_)
+    again[1:] = (halves[1:] == halves[:-1]).all(axis=1)
+    kept = documents.filter(pa.array(~again))
+    denied = documents.filter(pa.array(again))
+    first = kept.take(pa.array((np.cumsum(~again) - 1)[again]))
+    details = [
+        f"same text as {source} at {position}"
+        for source, position in zip(
+            first.column("source").to_pylist(), first.column("position").to_pylist(), strict=True
+        )
+    ]
+    rows = denied.num_rows
+    columns = [
+        pa.array([DEDUPLICATE] * rows, pa.string()),
+        pa.array([DUPLICATE] * rows, pa.string()),
+        pa.array(details, pa.string()),
+        denied.column("source"),
+        denied.column("position"),
+        denied.column("text_bytes"),
+        pa.array([""] * rows, pa.string()),  # the text is gone behind the encoder
+    ]
+    return kept, pa.RecordBatch.from_arrays(columns, schema=REJECTS)
+
+
+def _stream(
+    documents: pa.RecordBatch, dtype: np.dtype[Any]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """All tokens, one document after another, and where each document starts."""
+    column = documents.column("tokens")
+    offsets = np.frombuffer(column.buffers()[1], np.int64)
+    offsets = offsets[column.offset : column.offset + len(column) + 1]
+    content = memoryview(column.buffers()[2])[offsets[0] : offsets[-1]]
+    return np.frombuffer(content, dtype), (offsets[:-1] - offsets[0]) // dtype.itemsize
+
+
+def _length_histogram(lengths: npt.NDArray[np.int64]) -> tuple[int, ...]:
+    return tuple(np.bincount(np.log2(lengths).astype(np.int64)).tolist())

@@ -1,0 +1,209 @@
+"""`GroupByShard`: the one place where bulk payload moves between workers.
+
+Documents of one shard come together by the plan, which is made from sums over the whole corpus. On
+the local runner, whose GroupByKey holds everything in the memory of one process, the payload goes
+to sorted spill files and Beam carries places only; on other runners it rides in their GroupByKey.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+
+from pipeline.batch import Batch, concat
+from pipeline.hashes import shuffle_hashes
+from pipeline.plan import PlannedShard, ShardPlan, partitions
+from pipeline.portions import Placement, PortionSums
+from pipeline.progress import ProgressCounter
+from pipeline.spills import SpilledDocuments, placed_documents, write_spill
+from pipeline.split import SPLITS, validation_mask
+from pipeline.work import WorkFolder
+
+SPILL_BYTES = 256 * 2**20
+"""A worker holds at most so many bytes of tokens of a portion before it spills them."""
+
+Grouped = tuple[PlannedShard, Iterable[pa.RecordBatch]]
+
+
+@dataclass
+class GroupByShard(beam.PTransform):  # type: ignore[misc]
+    """Encoded batches -> each planned shard with its documents, unsorted, in pieces."""
+
+    work: WorkFolder
+    """Of this build."""
+    placement: Placement
+    """Decides each document's place."""
+    fingerprints: dict[int, str]
+    """Of each portion, by index."""
+    make_plan: Any
+    """Callable without arguments: the plan, from the completion records in the work folder."""
+    spills: bool
+    """Payload through spill files instead of Beam's GroupByKey."""
+
+    def expand(self, batches: beam.PCollection) -> beam.PCollection:
+        group = _group_by_spills if self.spills else _group_by_key
+        return group(batches, self)
+
+
+@dataclass
+class Spread(beam.PTransform):  # type: ignore[misc]
+    """Elements in another bundle each, in turn over the workers: an orderly Reshuffle."""
+
+    def expand(self, elements: beam.PCollection) -> beam.PCollection:
+        return (
+            elements
+            | "Number" >> beam.Map(lambda element: (element[0], element[1]))
+            | "Spread" >> beam.GroupByKey()
+            | "Unnumber" >> beam.FlatMap(lambda group: group[1])
+        )
+
+
+def plan_when_done(
+    start: beam.PCollection, portions: beam.PCollection, make_plan: Any
+) -> beam.PCollection:
+    """The plan as a singleton, made when the last portion is finished."""
+    done = beam.pvalue.AsIter(portions)
+    return start | "PlanShards" >> beam.Map(lambda _, finished: make_plan(), done)
+
+
+def _group_by_spills(batches: beam.PCollection, stage: GroupByShard) -> beam.PCollection:
+    spill = _SpillPortion(stage.work, stage.placement, stage.fingerprints)
+    portions = batches | "SpillPortions" >> beam.ParDo(spill)
+    start = batches.pipeline | "Start" >> beam.Create([None])
+    plan = plan_when_done(start, portions, stage.make_plan)
+    folder = str(stage.work.spills)
+    return (
+        plan
+        | "ListShards" >> beam.FlatMap(lambda plan: list(enumerate(plan.shards)))
+        | "SpreadShards" >> Spread()
+        | "OpenSpills" >> beam.Map(_spilled, beam.pvalue.AsSingleton(plan), folder)
+    )
+
+
+def _spilled(shard: PlannedShard, plan: ShardPlan, folder: str) -> Grouped:
+    spilled = SpilledDocuments(folder, plan.spills, plan.partition_bits, shard.first, shard.stop)
+    return shard, spilled
+
+
+@dataclass
+class _Open:
+    """The portion that a worker is in the middle of."""
+
+    sums: PortionSums
+    held: list[pa.RecordBatch] = field(default_factory=list)
+    held_bytes: int = 0
+    spills: list[str] = field(default_factory=list)
+    last_position: tuple[str, int] = ("", -1)
+
+
+class _SpillPortion(beam.DoFn):  # type: ignore[misc]
+    """Collects the batches of a portion, which arrive together, and writes what is kept of it."""
+
+    def __init__(
+        self, work: WorkFolder, placement: Placement, fingerprints: dict[int, str]
+    ) -> None:
+        self.work = work
+        self.placement = placement
+        self.fingerprints = fingerprints
+        self.portion: int | None = None
+
+    def setup(self) -> None:
+        self.progress = ProgressCounter(self.work)
+
+    def process(self, batch: Batch) -> Iterator[int]:
+        if self.portion is None:
+            self.portion, self.open = batch.portion, _Open(PortionSums(self.placement))
+        assert batch.portion == self.portion, "batches of two portions are mixed"
+        self._hold(batch)
+        self.progress.add(batch)
+        if batch.last:
+            self._spill()
+            fingerprint = self.fingerprints[self.portion]
+            self.open.sums.write(self.work, self.portion, fingerprint, tuple(self.open.spills))
+            yield self.portion
+            self.portion = None
+
+    def finish_bundle(self) -> None:
+        assert self.portion is None, f"portion {self.portion} has no last batch"
+
+    def _hold(self, batch: Batch) -> None:
+        hashes = self.open.sums.add(batch)
+        if batch.documents.num_rows:
+            _assert_order(self.open, batch)
+            placed = placed_documents(batch, hashes)
+            self.open.held.append(placed)
+            self.open.held_bytes += placed.nbytes
+        if self.open.held_bytes > SPILL_BYTES:
+            self._spill()
+
+    def _spill(self) -> None:
+        if self.open.held:
+            name = f"{self.portion:06d}-{len(self.open.spills)}.arrow"
+            write_spill(self.work.spills / name, concat(self.open.held))
+            self.open.spills.append(name)
+        self.open.held, self.open.held_bytes = [], 0
+
+
+def _assert_order(opened: _Open, batch: Batch) -> None:
+    """Batches of a portion come in the order of its records."""
+    first = (batch.documents.column("source")[0].as_py(), batch.documents.column("position")[0])
+    place = (first[0], first[1].as_py())
+    assert place > opened.last_position, f"batch at {place} came after {opened.last_position}"
+    opened.last_position = place
+
+
+def _group_by_key(batches: beam.PCollection, stage: GroupByShard) -> beam.PCollection:
+    portions = (
+        batches
+        | "WithoutPayload" >> beam.Map(_without_payload, stage.placement)
+        | "GroupPortions" >> beam.GroupByKey()
+        | "FinishPortions" >> beam.Map(_finish, stage.work, stage.placement, stage.fingerprints)
+    )
+    start = batches.pipeline | "Start" >> beam.Create([None])
+    plan = beam.pvalue.AsSingleton(plan_when_done(start, portions, stage.make_plan))
+    return (
+        batches
+        | "CutByShard" >> beam.FlatMap(cut_by_shard, plan, stage.placement)
+        | "GroupShards" >> beam.GroupByKey()
+        | "NameShards" >> beam.Map(lambda group, plan: (plan.shards[group[0]], group[1]), plan)
+    )
+
+
+def _without_payload(batch: Batch, placement: Placement) -> tuple[int, PortionSums]:
+    sums = PortionSums(placement)
+    sums.add(batch)
+    return batch.portion, sums
+
+
+def _finish(
+    group: tuple[int, Iterable[PortionSums]],
+    work: WorkFolder,
+    placement: Placement,
+    fingerprints: dict[int, str],
+) -> int:
+    portion, parts = group
+    sums = PortionSums(placement)
+    for part in parts:
+        sums.merge(part)
+    sums.write(work, portion, fingerprints[portion])
+    return portion
+
+
+def cut_by_shard(
+    batch: Batch, plan: ShardPlan, placement: Placement
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The documents of a batch in pieces, with the index of the shard that each belongs to."""
+    keys = batch.documents.column("key")
+    hashes = shuffle_hashes(keys, placement.shuffle_seed)
+    validation = validation_mask(keys, seed=placement.split_seed, threshold=plan.split_threshold)
+    where = partitions(hashes, placement.partition_bits)
+    placed = placed_documents(batch, hashes)
+    for split, mask in zip(SPLITS, (~validation, validation), strict=True):
+        owned = [i for i, shard in enumerate(plan.shards) if shard.split == split]
+        stops = np.array([plan.shards[i].stop for i in owned], np.int64)
+        owner = np.searchsorted(stops, where, side="right")
+        for local in np.unique(owner[mask]).tolist():
+            yield owned[local], placed.filter(pa.array(mask & (owner == local)))

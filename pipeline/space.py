@@ -1,0 +1,52 @@
+"""Disk space: checked before a build starts, explained when it ran out."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.corpus import Portion
+from pipeline.work import FOLDER
+
+BYTES_PER_BYTE = 0.9
+"""Tokens of a byte of text, twice: two bytes for 4.5 of text, in spill files and in shards."""
+BYTES_PER_CHARACTER = 4.0
+"""The same where each character is a token."""
+COMPRESSION = 3.0
+"""What compressed text grows by, about."""
+CERTAIN = 0.5
+"""A build is refused below this share of the estimate: filters may drop much of a corpus."""
+
+_COMPRESSED = (".gz", ".zst", ".parquet", ".pq", ".bz2", ".xz")
+
+
+def estimate_bytes(portions: Sequence[Portion], *, characters: bool) -> int:
+    """What a build will write, at its largest, about."""
+    text = sum(
+        portion.bytes * (COMPRESSION if portion.file.url.endswith(_COMPRESSED) else 1)
+        for portion in portions
+    )
+    return int(text * (BYTES_PER_CHARACTER if characters else BYTES_PER_BYTE))
+
+
+def check_free_space(dataset_dir: Path, portions: Sequence[Portion], *, characters: bool) -> None:
+    """Refuse a build whose disk is surely too small.
+
+    Raises:
+        ValueError: less is free than the build needs.
+    """
+    needed = int(estimate_bytes(portions, characters=characters) * CERTAIN)
+    held = sum(path.stat().st_size for path in (dataset_dir / FOLDER).rglob("*") if path.is_file())
+    free = shutil.disk_usage(dataset_dir).free
+    if free + held < needed:
+        raise ValueError(
+            f"{dataset_dir}: {free / 2**30:.2f} GiB are free on its disk, the build needs at least "
+            f"{(needed - held) / 2**30:.2f} GiB; free space or choose another dataset_dir"
+        )
+
+
+def full_disk_advice(message: str) -> str:
+    """What to do, if the message of a failure tells of a full disk."""
+    signs = ("No space left", "Disk quota exceeded", "File too large")
+    if not any(sign in message for sign in signs):
+        return ""
+    return "; free space and run the same command again: what is finished is kept"

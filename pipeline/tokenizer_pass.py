@@ -1,0 +1,98 @@
+"""The tokenizer of a build: loaded, or made from the corpus in a first pass; proven before use."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import apache_beam as beam
+import pyarrow as pa
+
+from pipeline import normalise
+from pipeline.config import PipelineConfig
+from pipeline.corpus import Portion
+from pipeline.encoder import check_encoder, load_encoder
+from pipeline.fingerprints import reading_fingerprint
+from pipeline.manifest import Tokenizer
+from pipeline.read import read_portion
+from pipeline.runner import Engine, run_beam
+from pipeline.sample import CollectCharacters, SampleDocuments
+from pipeline.stages import ReadDocuments, spread_order
+from pipeline.tokenizer import (
+    characters_tokenizer,
+    describe_tokenizer,
+    read_tokenizer,
+    train_tokenizer,
+    write_tokenizer,
+)
+from pipeline.work import WorkFolder, read_json, write_json
+
+CHECKED_DOCUMENTS = 100
+"""Documents of the corpus that the encoder is checked on, at most."""
+
+
+def make_tokenizer(
+    config: PipelineConfig, portions: Sequence[Portion], engine: Engine, work: WorkFolder
+) -> tuple[str, Tokenizer]:
+    """The text of tokenizer.json and its row of the manifest.
+
+    Raises:
+        ValueError: no tokenizer at the path, or one that encodes wrongly.
+    """
+    named = config.tokenizer
+    if named.path is not None:
+        text = read_tokenizer(named.path, end_of_document=named.end_of_document)
+    else:
+        path = work.root / f"tokenizer-{reading_fingerprint(config, portions)[:16]}.json"
+        if not path.exists():
+            write_tokenizer(_from_corpus(config, portions, engine, work), path)
+        text = path.read_text(encoding="utf-8")
+    encoder = load_encoder(text, end_of_document=named.end_of_document, engine=named.engine)
+    check_encoder(encoder, text, _first_documents(config, portions))
+    return text, describe_tokenizer(text, end_of_document=named.end_of_document)
+
+
+def _from_corpus(
+    config: PipelineConfig, portions: Sequence[Portion], engine: Engine, work: WorkFolder
+) -> str:
+    """Read the corpus for a sample or its characters, and make the tokenizer in this process."""
+    named = config.tokenizer
+    path = work.root / "sample.json"
+    if named.kind == "characters":
+        collect: beam.PTransform = CollectCharacters()
+    else:
+        collect = SampleDocuments(
+            sample_bytes=named.sample_mib * 2**20,
+            portion_bytes=tuple(portion.bytes for portion in portions),
+            seed=config.shuffle_seed,
+        )
+    ordered = spread_order(portions, engine.num_workers)
+
+    def construct(pipeline: beam.Pipeline) -> None:
+        documents = pipeline | "ReadDocuments" >> ReadDocuments(config, ordered)
+        sample = documents | "Collect" >> collect
+        _ = sample | "KeepSample" >> beam.Map(_keep, str(path))
+
+    run_beam(construct, engine, work.error_log)
+    kept = read_json(path)
+    path.unlink()
+    if not kept:
+        raise ValueError("no documents are left to make a tokenizer from; see the filters' rules")
+    if named.kind == "characters":
+        return characters_tokenizer(kept, end_of_document=named.end_of_document)
+    return train_tokenizer(kept, vocab_size=named.vocab_size, end_of_document=named.end_of_document)
+
+
+def _keep(sample: str | list[str], path: str) -> None:
+    write_json(Path(path), sample)
+
+
+def _first_documents(config: PipelineConfig, portions: Sequence[Portion]) -> Iterator[str]:
+    """Clean text from the beginning of the largest portion."""
+    largest = max(portions, key=lambda portion: portion.bytes)
+    read = read_portion(largest, format=config.corpus.name, config=config.corpus.config)
+    clean = normalise.normalise(
+        next(read),
+        unicode=config.normalise.unicode,
+        control_characters=config.normalise.control_characters,
+    )
+    texts = clean.documents.column("text").slice(0, CHECKED_DOCUMENTS)
+    yield from texts.cast(pa.large_string()).to_pylist()

@@ -1,0 +1,94 @@
+"""The work folder of a build, `DATASET/.work`: what is finished, kept until publication.
+
+Everything in it is complete or absent: written under a temporary name, synced, renamed.
+"""
+
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = ".work"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkFolder:
+    """Names of everything in the work folder; travels to Beam workers."""
+
+    path: str
+    """The folder itself, absolute."""
+
+    @property
+    def root(self) -> Path:
+        return Path(self.path)
+
+    @property
+    def portions(self) -> Path:
+        """A completion record for each portion that was read."""
+        return self.root / "portions"
+
+    @property
+    def spills(self) -> Path:
+        """Sorted spill files of encoded documents."""
+        return self.root / "spills"
+
+    @property
+    def shards(self) -> Path:
+        """Finished tars, their indexes, and a row file for each."""
+        return self.root / "shards"
+
+    @property
+    def rejects(self) -> Path:
+        """A folder for each stage, in it a gzip member for each portion and shard."""
+        return self.root / "rejects"
+
+    @property
+    def progress(self) -> Path:
+        """A counter file for each worker process."""
+        return self.root / "progress"
+
+    @property
+    def error_log(self) -> Path:
+        """The traceback of the last failure."""
+        return self.root / "error.log"
+
+    def portion(self, index: int) -> Path:
+        """Completion record of a portion."""
+        return self.portions / f"{index:06d}.json"
+
+    def shard_row(self, name: str) -> Path:
+        """Row file of a finished shard."""
+        return self.shards / f"{name}.json"
+
+    def create(self) -> None:
+        """Make the folder and its parts."""
+        for folder in (self.portions, self.spills, self.shards, self.rejects, self.progress):
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file complete or not at all: temporary name, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Write a tree as JSON, complete or not at all."""
+    write_atomic(path, json.dumps(tree, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a tree, or None where there is no file or a damaged one."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
