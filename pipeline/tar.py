@@ -179,6 +179,8 @@ def scan(path: Path) -> Iterator[Member]:
             except tarfile.HeaderError as error:
                 raise ValueError(f"damaged header at byte {offset}: {error}") from None
             member = Member(info.name, offset, info.size, header)
+            if info.size < 0:  # in base 256, which tarfile reads
+                raise ValueError(f"damaged header at byte {offset}: size {info.size}")
             if member.stop > size:
                 raise ValueError(f"cut off at byte {size}, inside of {member.name}")
             yield member

@@ -20,6 +20,7 @@ def samples(sizes, key="train-000000"):
     ]
 
 
+@pytest.mark.slow
 def test_bytes_are_those_of_webdatasets_writer(tmp_path):
     from webdataset.writer import TarWriter
 
@@ -95,6 +96,7 @@ def test_scan_finds_what_was_written(tmp_path):
         (lambda data: data + bytes(10240), "ends at byte 20480; .* give 10240"),
         (lambda data: data[:-1] + b"x", "data behind the end of the archive at byte 2048"),
         (lambda data: b"x" + data[1:], "damaged header at byte 0: bad checksum"),
+        (lambda data: negative_size() + data[512:], "damaged header at byte 0: size -1024"),
     ],
 )
 def test_scan_names_the_damage(tmp_path, damage, message):
@@ -102,6 +104,13 @@ def test_scan_names_the_damage(tmp_path, damage, message):
     path.write_bytes(damage(tar_of_two_blocks()))
     with pytest.raises(ValueError, match=message):
         list(scan(path))
+
+
+def negative_size():
+    """A header that sends a reader backwards for ever."""
+    info = tarfile.TarInfo("train-000000-000000.bin")
+    info.size = -1024
+    return info.tobuf(tarfile.GNU_FORMAT)
 
 
 def tar_of_two_blocks():
