@@ -1,7 +1,8 @@
-"""The element of the text pipeline: a few MB of documents as Arrow, with the rejects and counts of its past.
+"""The element of the text pipeline: a few MB of documents as Arrow, their rejects and counts.
 
-A stage maps a batch to a batch. A document that a stage does not pass on moves to the batch's rejects with the
-stage and the reason, so that documents plus rejects is constant along the chain and nothing vanishes.
+A stage maps a batch to a batch. A document that a stage does not pass on moves to the batch's
+rejects with the stage and the reason, so documents plus rejects is constant along the chain and
+nothing vanishes.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,19 @@ import pyarrow as pa
 
 EXCERPT_BYTES = 500
 """Of each reject's text so much is kept to recognise it by."""
+
+UNREADABLE = frozenset(
+    {
+        "invalid_json",
+        "invalid_utf8",
+        "missing_column",
+        "missing_value",
+        "not_text",
+        "truncated_file",
+        "unreadable_file",
+    }
+)
+"""Reasons that tell of damaged input; `max_bad_fraction` limits their share of all records."""
 
 DOCUMENTS = pa.schema(
     [
@@ -63,9 +77,21 @@ class Batch:
 
 def text_bytes(documents: pa.RecordBatch) -> int:
     """Bytes of text in the documents."""
+    offsets, _ = text_buffers(documents)
+    return int(offsets[-1] - offsets[0])
+
+
+def text_buffers(documents: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """The text column without a copy: n + 1 offsets, and the bytes that they point into."""
     column = documents.column("text")
-    offsets = np.frombuffer(column.buffers()[1], np.int64)
-    return int(offsets[column.offset + len(column)] - offsets[column.offset])
+    if not len(column):
+        return np.zeros(1, np.int64), np.empty(0, np.uint8)
+    _, offsets, values = column.buffers()
+    first = column.offset
+    return (
+        np.frombuffer(offsets, np.int64)[first : first + len(column) + 1],
+        np.empty(0, np.uint8) if values is None else np.frombuffer(values, np.uint8),
+    )
 
 
 def count(batch: Batch, stage: str, documents: pa.RecordBatch) -> Batch:
@@ -84,11 +110,9 @@ def reject(
     documents: pa.RecordBatch, stage: str, reasons: Sequence[str], details: Sequence[str]
 ) -> pa.RecordBatch:
     """Rows of `REJECTS` for these documents, a reason and a detail for each."""
-    lengths = [len(text.as_buffer()) for text in documents.column("text")]
-    excerpts = [
-        bytes(text.as_buffer()[:EXCERPT_BYTES]).decode("utf-8", "replace")
-        for text in documents.column("text")
-    ]
+    offsets, values = text_buffers(documents)
+    starts, lengths = offsets[:-1], np.diff(offsets)
+    stops = starts + np.minimum(lengths, EXCERPT_BYTES)
     columns = [
         pa.array([stage] * documents.num_rows, pa.string()),
         pa.array(reasons, pa.string()),
@@ -96,9 +120,17 @@ def reject(
         documents.column("source").cast(pa.string()),
         documents.column("position"),
         pa.array(lengths, pa.int64()),
-        pa.array(excerpts, pa.string()),
+        pa.array(
+            [excerpt(values[a:b].tobytes()) for a, b in zip(starts, stops, strict=True)],
+            pa.string(),
+        ),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=REJECTS)
+
+
+def excerpt(text: bytes) -> str:
+    """The first bytes of a text, to recognise a reject by."""
+    return text[:EXCERPT_BYTES].decode("utf-8", "replace")
 
 
 def split_off(
@@ -112,6 +144,8 @@ def split_off(
 
     `reasons` and `details` have one entry for each denied document, in order.
     """
+    if keep.all():
+        return count(batch, stage, batch.documents)
     kept = batch.documents.filter(pa.array(keep))
     denied = batch.documents.filter(pa.array(~keep))
     details = details if details is not None else [""] * denied.num_rows

@@ -1,11 +1,22 @@
 """The corpus: its files, found by globs, folders and URLs, and their division into portions.
 
-A portion is what one Beam worker reads at a time: a byte range, a run of row groups, or a whole file where the
-format cannot be cut. Portions are planned from the listing alone, so the plan is the same on any machine.
+A portion is what one Beam worker reads at a time: a byte range, a run of row groups, or a whole
+file where the format cannot be cut. Portions are planned from the listing, so the plan is the same
+on any machine.
 """
 
-from collections.abc import Iterator, Sequence
+import logging
+import posixpath
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from fsspec.core import has_magic, url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +58,152 @@ class CorpusConfig:
     """Size of the pieces that large uncompressed files are cut into, MiB."""
     max_record_mib: int = 32
     """A larger record is a reject, MiB."""
+
+    def __post_init__(self) -> None:
+        """Check the fields against each other."""
+        if not self.path:
+            raise ValueError("path: is empty; name at least one file, folder, glob or URL")
+        for name in ("portion_mib", "max_record_mib"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: is {getattr(self, name)}; it must be at least 1 MiB")
+
+
+def list_files(path: Sequence[str], extensions: Sequence[str]) -> list[CorpusFile]:
+    """The files of a corpus, sorted by `source`, each once.
+
+    A folder gives the files below it that have one of the `extensions`, a glob those that it
+    matches; hidden files and folders are skipped. A file that is named itself may have any
+    extension.
+
+    Raises:
+        FileNotFoundError: an entry of `path` names nothing.
+        ValueError: an entry names things, but no file with one of the extensions.
+    """
+    found: dict[str, _Found] = {}
+    for pattern in path:
+        for entry in _expand(pattern, extensions):
+            found.setdefault(entry.url, entry)
+    return sorted(_name(list(found.values())), key=lambda file: file.source)
+
+
+def plan_portions(reader: ModuleType, config: CorpusConfig) -> list[Portion]:
+    """Divide the corpus into portions; `reader` is a module of `pipeline/readers/`.
+
+    An empty file is a portion without a document, so that the count of files stays right.
+
+    Raises:
+        FileNotFoundError, ValueError: no files (see `list_files`), or the column that the config
+        names is
+            in no record of the first portion.
+    """
+    files = list_files(config.path, reader.EXTENSIONS)
+    empty = [file.source for file in files if not file.bytes]
+    if empty:
+        _LOG.warning(
+            "%d of %d corpus files are empty, as %s", len(empty), len(files), ", ".join(empty[:3])
+        )
+    pieces = [(file, *piece) for file in files for piece in reader.cut(file, config)]
+    portions = [Portion(index, *piece) for index, piece in enumerate(pieces)]
+    filled = [portion for portion in portions if portion.bytes]
+    if filled:
+        _check_column(reader, config, filled[0])
+    return portions
+
+
+class _Found(NamedTuple):
+    url: str
+    root: str
+    info: dict[str, Any]
+
+
+def _expand(pattern: str, extensions: Sequence[str]) -> list[_Found]:
+    """The files that one entry of the config's `path` names."""
+    fs, path = url_to_fs(pattern)
+    if fs.isfile(path):
+        return [_found(fs, _follow(fs, fs.info(path)), posixpath.dirname(path))]
+    if fs.isdir(path):
+        root, matches = path, fs.find(path, detail=True)
+    elif has_magic(path):
+        root, matches = _fixed_part(path), fs.glob(path, detail=True)
+    else:
+        raise FileNotFoundError(f"{pattern}: no such file or folder")
+    files = [_follow(fs, info) for info in matches.values() if info["type"] != "directory"]
+    files = [info for info in files if info["type"] == "file"]
+    if not files:
+        what = "folder holds no files" if root == path else "no file matches"
+        raise FileNotFoundError(f"{pattern}: {what}; looked for {', '.join(extensions)}")
+    visible = [info for info in files if "/." not in info["name"][len(root.rstrip("/")) :]]
+    wanted = [info for info in visible if info["name"].lower().endswith(tuple(extensions))]
+    if not wanted:
+        raise ValueError(
+            f"{pattern}: {len(files)} files, none of them with an extension of this format: "
+            f"{', '.join(extensions)}; found {posixpath.basename(files[0]['name'])}"
+        )
+    return [_found(fs, info, root) for info in wanted]
+
+
+def _follow(fs: Any, info: dict[str, Any]) -> dict[str, Any]:
+    """What a link points to, under the link's name."""
+    if not info.get("islink"):
+        return info
+    target = posixpath.realpath(info["name"])
+    return {**fs.info(target), "name": info["name"]} if fs.isfile(target) else info
+
+
+def _found(fs: Any, info: dict[str, Any], root: str) -> _Found:
+    if info["size"] is None:
+        info = fs.info(info["name"])
+    local = isinstance(fs, LocalFileSystem)
+    return _Found(info["name"] if local else fs.unstrip_protocol(info["name"]), root, info)
+
+
+def _fixed_part(path: str) -> str:
+    """`data/*/a.txt` -> `data`."""
+    parts = path.split("/")
+    magic = next(index for index, part in enumerate(parts) if has_magic(part))
+    return "/".join(parts[:magic]) or "/"
+
+
+def _name(found: list[_Found]) -> list[CorpusFile]:
+    """Give each file its `source`: relative to its own root, or a common one to be unique."""
+    names = [entry.info["name"][len(entry.root) :].lstrip("/") for entry in found]
+    if max(Counter(names).values(), default=1) > 1:
+        paths = [f"/{entry.info['name'].lstrip('/')}" for entry in found]
+        common = posixpath.commonpath(paths)
+        names = [posixpath.relpath(path, common) for path in paths]
+    if max(Counter(names).values(), default=1) > 1:
+        names = [entry.url for entry in found]
+    return [
+        CorpusFile(entry.url, name, _size(entry), _version(entry.info))
+        for entry, name in zip(found, names, strict=True)
+    ]
+
+
+def _size(entry: _Found) -> int:
+    if entry.info["size"] is None:
+        raise ValueError(f"{entry.url}: the server does not tell its size; download the file first")
+    return int(entry.info["size"])
+
+
+# What the file systems of fsspec call the thing that changes when a file does, best first.
+_VERSION_KEYS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated")
+
+
+def _version(info: dict[str, Any]) -> str:
+    return next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
+
+
+def _check_column(reader: ModuleType, config: CorpusConfig, portion: Portion) -> None:
+    """Fail before the build where a wrong column name would reject all records.
+
+    Reads up to the first good record, as a rule one batch.
+    """
+    detail = None
+    for batch in reader.read(portion, config):
+        reasons = set(batch.rejects.column("reason").to_pylist())
+        if batch.documents.num_rows or reasons - {"missing_column"}:
+            return
+        if batch.rejects.num_rows:
+            detail = batch.rejects.column("detail")[0].as_py()
+    if detail is not None:
+        raise ValueError(f"{portion.file.source}: {detail}")

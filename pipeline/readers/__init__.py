@@ -1,0 +1,6 @@
+"""Corpus formats; `corpus.format: jsonl` is the module `jsonl`. Each public module here is one.
+
+A format has `Config` (extends `CorpusConfig`), `EXTENSIONS`, `cut(file, config)`, which lists the
+portions of a file as (start, stop, bytes), and `read(portion, config)`, which yields the batches of
+a portion; the last one has `last` set, whatever the portion holds.
+"""

@@ -1,0 +1,160 @@
+"""Listing and cutting a corpus: what is found, how it is named, and what a user's mistake says."""
+
+import os
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from pipeline.corpus import CorpusConfig, CorpusFile, Portion, list_files, plan_portions
+from pipeline.readers import jsonl, text
+
+EXTENSIONS = (".txt", ".txt.gz")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in ("b.txt", "a.txt", "deep/er/c.TXT", "deep/d.txt.gz", "notes.md"):
+        _write(tmp_path / name, name)
+    for name in (".hidden.txt", ".cache/x.txt", "deep/.git/y.txt"):
+        _write(tmp_path / name, name)
+    return tmp_path
+
+
+def _write(path: Path, content: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+
+
+def _sources(*path: str) -> list[str]:
+    return [file.source for file in list_files(path, EXTENSIONS)]
+
+
+def test_folder_is_listed_recursively_without_hidden_files(tree):
+    assert _sources(str(tree)) == ["a.txt", "b.txt", "deep/d.txt.gz", "deep/er/c.TXT"]
+
+
+def test_trailing_slash_changes_nothing(tree):
+    assert _sources(f"{tree}/") == _sources(str(tree))
+
+
+def test_file_has_its_size_url_and_a_version_that_changes_with_it(tree):
+    path = tree / "a.txt"
+    os.utime(path, (1, 1))
+    before = list_files([str(path)], EXTENSIONS)
+    assert before == [CorpusFile(str(path), "a.txt", 5, before[0].version)]
+    os.utime(path, (2, 2))
+    assert list_files([str(path)], EXTENSIONS)[0].version != before[0].version
+
+
+def test_globs(tree):
+    assert _sources(f"{tree}/*.txt") == ["a.txt", "b.txt"]
+    assert _sources(f"{tree}/**/*.txt.gz") == ["deep/d.txt.gz"]
+    assert _sources(f"{tree}/d*/*") == ["deep/d.txt.gz"]
+    assert _sources(f"{tree}/**") == _sources(str(tree))
+
+
+def test_file_with_glob_characters_in_its_name_is_itself(tmp_path):
+    _write(tmp_path / "a[1].txt", "x")
+    _write(tmp_path / "a1.txt", "x")
+    assert _sources(f"{tmp_path}/a[1].txt") == ["a[1].txt"]
+
+
+def test_named_file_may_have_any_extension(tree):
+    assert _sources(f"{tree}/notes.md") == ["notes.md"]
+
+
+def test_each_file_comes_once(tree):
+    assert _sources(str(tree), f"{tree}/*.txt", f"{tree}/a.txt") == _sources(str(tree))
+
+
+def test_links_to_files_are_files(tree):
+    (tree / "links").mkdir()
+    (tree / "links/l.txt").symlink_to(tree / "notes.md")
+    found = list_files([f"{tree}/links"], EXTENSIONS)
+    assert [(file.source, file.bytes) for file in found] == [("l.txt", 8)]
+
+
+def test_equal_names_below_two_roots_are_told_apart(tmp_path):
+    for name in ("x/deep/a.txt", "y/deep/a.txt", "y/b.txt"):
+        _write(tmp_path / name, name)
+    assert _sources(f"{tmp_path}/x", f"{tmp_path}/y/b.txt") == ["b.txt", "deep/a.txt"]
+    path = [f"{tmp_path}/x/deep", f"{tmp_path}/y/deep", f"{tmp_path}/y/b.txt"]
+    assert _sources(*path) == ["x/deep/a.txt", "y/b.txt", "y/deep/a.txt"]
+
+
+def test_url(tmp_path):
+    with fsspec.open("memory://test_url/in/a.txt", "wb") as file:
+        file.write(b"abc")
+    found = list_files(["memory://test_url"], EXTENSIONS)
+    assert [(file.source, file.bytes) for file in found] == [("in/a.txt", 3)]
+    with fsspec.open(found[0].url) as file:
+        assert file.read() == b"abc"
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "message"),
+    [
+        ("none.txt", FileNotFoundError, r"none\.txt: no such file or folder"),
+        ("*.nothing", FileNotFoundError, r"\*\.nothing: no file matches; looked for \.txt, "),
+        ("empty", FileNotFoundError, r"empty: folder holds no files; looked for \.txt, \.txt\.gz"),
+        ("*.md", ValueError, r"\*\.md: 1 files, none .* \.txt, \.txt\.gz; found notes\.md"),
+    ],
+)
+def test_mistake_names_the_pattern_and_what_was_looked_for(tree, path, error, message):
+    (tree / "empty").mkdir()
+    with pytest.raises(error, match=message):
+        list_files([f"{tree}/{path}"], EXTENSIONS)
+
+
+def test_portions_number_all_pieces_of_all_files(tmp_path):
+    mib = 1 << 20
+    (tmp_path / "a.txt").write_bytes(b"x" * (2 * mib + 2))
+    (tmp_path / "b.txt").write_bytes(b"y")
+    config = text.Config(path=(str(tmp_path),), documents="blocks", portion_mib=1)
+    a, b = list_files(config.path, text.EXTENSIONS)
+    third = (2 * mib + 2) // 3
+    assert plan_portions(text, config) == [
+        Portion(0, a, 0, third, third),
+        Portion(1, a, third, (2 * mib + 2) * 2 // 3, (2 * mib + 2) * 2 // 3 - third),
+        Portion(2, a, (2 * mib + 2) * 2 // 3, 2 * mib + 2, third + 1),
+        Portion(3, b, 0, 1, 1),
+    ]
+
+
+def test_empty_files_are_portions_and_are_warned_of(tmp_path, caplog):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "c.txt").write_text("text")
+    portions = plan_portions(text, text.Config(path=(str(tmp_path),)))
+    assert [(portion.file.source, portion.bytes) for portion in portions] == [
+        ("a.txt", 0),
+        ("b.txt", 0),
+        ("c.txt", 4),
+    ]
+    assert caplog.messages == ["2 of 3 corpus files are empty, as a.txt, b.txt"]
+
+
+def test_column_in_no_record_of_the_first_portion_stops_the_plan(tmp_path):
+    (tmp_path / "a.jsonl").touch()
+    (tmp_path / "b.jsonl").write_text('{"id": 1, "body": "x"}\n' * 3)
+    with pytest.raises(ValueError, match=r"b\.jsonl: no column 'text'; there are: id, body"):
+        plan_portions(jsonl, jsonl.Config(path=(str(tmp_path),)))
+
+
+def test_column_in_some_record_is_enough(tmp_path):
+    (tmp_path / "b.jsonl").write_text('{"id": 1}\n' * 3 + '{"text": "x"}\n')
+    assert len(plan_portions(jsonl, jsonl.Config(path=(str(tmp_path),)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"path": ()}, "path: is empty"),
+        ({"path": ("a",), "portion_mib": 0}, "portion_mib: is 0"),
+        ({"path": ("a",), "max_record_mib": -1}, "max_record_mib: is -1"),
+    ],
+)
+def test_config_checks(fields, message):
+    with pytest.raises(ValueError, match=message):
+        CorpusConfig(**fields)

@@ -1,0 +1,33 @@
+"""The first stage, by piping a list of portions."""
+
+from pipeline.corpus import plan_portions
+from pipeline.read import ReadCorpus
+from pipeline.readers import jsonl
+
+
+def test_every_portion_gives_its_documents_and_one_last_batch(tmp_path):
+    line = b'{"text": "' + b"x" * 500_000 + b'"}\n'
+    (tmp_path / "a.jsonl").write_bytes(line * 4)
+    (tmp_path / "b.jsonl").write_bytes(b'{"text": "b"}\nbad\n')
+    (tmp_path / "c.jsonl").touch()
+    config = jsonl.Config(path=(str(tmp_path),), portion_mib=1)
+    portions = plan_portions(jsonl, config)
+    assert len(portions) == 4
+    batches = portions | ReadCorpus(format="jsonl", config=config)
+    found = sorted((batch.portion, batch.last, *_content(batch)) for batch in batches)
+    size = len(line)
+    assert found == [
+        (0, True, [("a.jsonl", 0), ("a.jsonl", size)], []),
+        (1, True, [("a.jsonl", 2 * size), ("a.jsonl", 3 * size)], []),
+        (2, True, [("b.jsonl", 0)], [("invalid_json", "b.jsonl", 14)]),
+        (3, True, [], []),
+    ]
+
+
+def _content(batch):
+    documents = batch.documents.to_pylist()
+    rejects = batch.rejects.to_pylist()
+    return (
+        [(row["source"], row["position"]) for row in documents],
+        [(row["reason"], row["source"], row["position"]) for row in rejects],
+    )
