@@ -23,9 +23,9 @@ import torch
 from pipeline.blocks import cut_blocks
 from pipeline.manifest import Manifest, Shard, Tokenizer, write_manifest
 from pipeline.tar import write_shard
-from training.data.chunks import load_manifest
 from training.data.config import Config, open_tokens
 from training.data.loader import Loader
+from training.data.shards import load_manifest
 from training.tasks import causal_lm
 
 VOCAB_SIZE = 50_000

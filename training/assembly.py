@@ -16,9 +16,9 @@ from training.batch_size import accumulation_steps
 from training.checkpoint import RunState
 from training.config import TrainingConfig
 from training.console import say
-from training.data.chunks import load_manifest
 from training.data.config import open_tokens
 from training.data.loader import EvaluationBatches, Loader
+from training.data.shards import load_manifest
 from training.engine import Engine
 from training.hooks.checkpoints import CheckpointHook
 from training.hooks.evaluation import EvaluationHook

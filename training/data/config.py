@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.manifest import Manifest
-from training.data.chunks import ChunkReader, is_local
+from training.data.chunks import ChunkReader
+from training.data.shards import is_local
 from training.data.tokens import TokenDataset
 
 
@@ -80,6 +81,17 @@ def open_tokens(
     if not is_local(where):
         _check_cache(dataset, reader, config=config, sharing=ranks_per_lane_set)
     return dataset
+
+
+def describe_order(config: Config, manifest: Manifest) -> str:
+    """All that the data order of a run depends on: a resume with another one would repeat samples.
+
+    With it, and with the number of samples seen, every later sample is known.
+    """
+    return (
+        f"dataset {manifest.fingerprint}, sequence_length {config.sequence_length}, shuffle_seed "
+        f"{config.shuffle_seed}, num_lanes {config.num_lanes}, window {config.window}"
+    )
 
 
 def _check_cache(

@@ -10,8 +10,9 @@ import fsspec
 import numpy as np
 import pytest
 
-from training.data import chunks
-from training.data.chunks import ChunkReader, CorruptChunkError, load_manifest
+from training.data import shards
+from training.data.chunks import ChunkReader, CorruptChunkError
+from training.data.shards import load_manifest
 
 SHARDS = [[40, 17, 5], [30, 8, 64, 9]]
 
@@ -23,7 +24,7 @@ def dataset(tmp_path, write_dataset):
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(chunks, "RETRY_SECONDS", (0, 0))
+    monkeypatch.setattr(shards, "RETRY_SECONDS", (0, 0))
 
 
 def open_reader(url, **options):

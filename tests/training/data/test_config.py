@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import configs
-from training.data.chunks import load_manifest
-from training.data.config import Config, open_tokens
+from training.data.config import Config, describe_order, open_tokens
+from training.data.shards import load_manifest
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,17 @@ def test_no_dataset(tmp_path):
 def test_fields_are_checked(field, value):
     with pytest.raises(ValueError, match=f"{field} must be .* found {value}"):
         Config(dataset_dir="d", **{field: value})
+
+
+@pytest.mark.parametrize("field", ["sequence_length", "shuffle_seed", "num_lanes", "window"])
+def test_what_changes_the_order_changes_its_description(written, field):
+    config, manifest = Config(dataset_dir=str(written)), load_manifest(str(written))
+    other = dataclasses.replace(config, **{field: 7})
+    found = {describe_order(each, manifest) for each in (config, other)}
+    assert len(found) == 2
+    assert all(manifest.fingerprint in each for each in found)
+    elsewhere = dataclasses.replace(config, dataset_dir="s3://x", num_loader_workers=7)
+    assert describe_order(elsewhere, manifest) == describe_order(config, manifest)
 
 
 def test_a_cache_that_would_thrash_is_refused(tmp_path, write_dataset):

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data.chunks import ChunkReader, load_manifest
+from training.data.chunks import ChunkReader
 from training.data.loader import EvaluationBatches, Loader
 from training.data.order import Order
+from training.data.shards import load_manifest
 from training.data.tokens import TokenDataset
 
 WORLD_SIZES = [1, 2, 3, 4, 6, 8, 12, 24]

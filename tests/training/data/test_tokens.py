@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data import chunks
-from training.data.chunks import ChunkReader, CorruptChunkError, load_manifest
+from training.data import shards
+from training.data.chunks import ChunkReader, CorruptChunkError
+from training.data.shards import load_manifest
 from training.data.tokens import TokenDataset, sequences_per_chunk
 
 SHARDS = [[40, 17, 5], [30, 8, 64, 9], [3]]
@@ -22,7 +23,7 @@ def written(tmp_path_factory, write_dataset):
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(chunks, "RETRY_SECONDS", ())
+    monkeypatch.setattr(shards, "RETRY_SECONDS", ())
 
 
 def open_dataset(path, sequence_length, **options):
