@@ -5,6 +5,8 @@ the report of what DeepSpeed keeps silent about (skipped steps, loss scale, the 
 stage 0).
 """
 
+import contextlib
+import io
 import logging
 import os
 import warnings
@@ -192,7 +194,9 @@ def load_weights(checkpoint_dir: Path) -> dict[str, torch.Tensor]:
     """The model's fp32 weights, consolidated from the ranks' files of a checkpoint, on the CPU."""
     folder = checkpoint_dir / TAG
     if any(folder.glob("*zero_pp_rank*")) or any(folder.glob("*optim_states*")):
-        state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint_dir), tag=TAG)
+        silence = io.StringIO()  # it prints its progress to both streams
+        with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+            state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint_dir), tag=TAG)
     else:
         path = folder / "mp_rank_00_model_states.pt"
         state = torch.load(path, map_location="cpu", weights_only=False)["module"]
