@@ -23,6 +23,9 @@ __all__ = ["ConfigError", "Plugin", "describe", "load", "plugin", "to_dict", "to
 
 Schema = TypeVar("Schema")
 
+# `${configs:corpora/x.txt}` is a file that comes with Millrace, wherever it is installed.
+OmegaConf.register_new_resolver("configs", lambda path: str(Path(__file__).parent / path))
+
 
 class ConfigError(ValueError):
     """A user's mistake in a config, told in one line."""

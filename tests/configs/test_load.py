@@ -4,6 +4,7 @@ import dataclasses
 import sys
 import types
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -87,6 +88,15 @@ def test_the_resolved_config_loads_back_to_an_equal_one(tmp_path):
     path = write(tmp_path, configs.to_yaml(config))
     assert configs.load(Schema, path) == config
     assert yaml.safe_load(path.read_text())["animal"] == {"name": "tiger", "legs": 5}
+
+
+def test_a_file_that_comes_with_millrace_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write(
+        tmp_path, "target: ${configs:corpora/tiny_shakespeare.txt}\nanimal: {name: lion}\n"
+    )
+    text = Path(configs.load(Schema, path).target).read_text()
+    assert text.startswith("First Citizen:\n")
 
 
 GOOD = ("target=a", "animal.name=lion")
