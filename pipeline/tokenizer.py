@@ -2,12 +2,16 @@
 
 Whatever its origin, `DATASET/tokenizer.json` is a Hugging Face tokenizer, so that `tokenizers` and
 transformers load it. Equal samples give equal bytes, in any order and with any number of threads.
+
+`python -m pipeline.tokenizer DATASET [TEXT]` describes a tokenizer and shows the tokens of a text.
 """
 
+import argparse
 import hashlib
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +21,7 @@ import fsspec
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HuggingFace
 
+from configs import command
 from pipeline.manifest import Tokenizer
 
 FILE_NAME = "tokenizer.json"
@@ -64,6 +69,30 @@ class Config:
                 f"end_of_document: '{self.end_of_document}'; at least two characters, "
                 "so that no character of a text is taken for it"
             )
+
+
+def main(argv: Sequence[str]) -> None:
+    """The verb."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.tokenizer",
+        description="Describe the tokenizer of a dataset, and show the tokens of a text.",
+    )
+    parser.add_argument("path", metavar="DATASET", type=Path, help="dataset, or a tokenizer.json")
+    parser.add_argument("text", metavar="TEXT", nargs="?", help="text to encode")
+    arguments = parser.parse_args(argv)
+    path = arguments.path / FILE_NAME if arguments.path.is_dir() else arguments.path
+    try:
+        tokenizer = parse_tokenizer(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: no Hugging Face tokenizer.json ({error})") from None
+    specials = [f"{token} ({index})" for token, index in special_tokens(tokenizer).items()]
+    print(f"{path}: {type(tokenizer.model).__name__}, {_vocab_size(tokenizer):,} ids")
+    print(f"special tokens: {_listing(specials)}")
+    if arguments.text is not None:
+        encoding = tokenizer.encode(arguments.text, add_special_tokens=False)
+        print(f"{len(encoding.ids)} tokens for {len(arguments.text.encode())} bytes:")
+        for index in encoding.ids:
+            print(f"{index:>8} {tokenizer.decode([index])!r}")
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int, end_of_document: str) -> str:
@@ -133,7 +162,7 @@ def describe_tokenizer(text: str, *, end_of_document: str) -> Tokenizer:
     return Tokenizer(
         file=FILE_NAME,
         sha256=hashlib.sha256(text.encode("utf-8")).hexdigest(),
-        vocab_size=1 + max(tokenizer.get_vocab(with_added_tokens=True).values()),
+        vocab_size=_vocab_size(tokenizer),
         end_of_document=_find_special(tokenizer, end_of_document, where=FILE_NAME),
     )
 
@@ -175,6 +204,11 @@ def is_characters(tree: dict[str, Any]) -> bool:
     )
 
 
+def _vocab_size(tokenizer: HuggingFace) -> int:
+    """One more than the largest id: ids may have gaps."""
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+
+
 def _find_special(tokenizer: HuggingFace, token: str, *, where: str) -> int:
     specials = special_tokens(tokenizer)
     if token not in specials:
@@ -189,3 +223,7 @@ def _listing(names: Sequence[str]) -> str:
     """Up to 20 names; a Llama 3 file has 256 special tokens."""
     shown = ", ".join(names[:20]) or "it has none"
     return f"{shown} and {len(names) - 20} more" if len(names) > 20 else shown
+
+
+if __name__ == "__main__":
+    command.run(lambda: main(sys.argv[1:]))

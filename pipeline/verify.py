@@ -104,9 +104,12 @@ def verify_dataset(dataset_dir: Path, *, console: Console | None = None) -> Find
 def render_table(dataset_dir: Path, findings: Findings, *, examples: int = EXAMPLES) -> Table:
     """A row per rule that was checked."""
     verdict = f"{len(findings.faults)} faults" if findings.faults else "no fault"
-    table = Table(title=f"{dataset_dir}: {verdict}", title_justify="left", show_lines=True)
-    for heading in ("rule", "checked", "faults", "first faults"):
-        table.add_column(heading, justify="right" if heading in ("checked", "faults") else "left")
+    table = Table(title=f"{dataset_dir}: {verdict}", title_justify="left")
+    table.add_column("rule")
+    table.add_column("checked", justify="right")
+    table.add_column("faults", justify="right")
+    if findings.faults:
+        table.add_column("first faults", overflow="fold", ratio=1)
     for rule, meaning in RULES.items():
         faults = [fault for fault in findings.faults if fault.rule == rule]
         if not findings.checked[rule] and not faults:
@@ -114,12 +117,13 @@ def render_table(dataset_dir: Path, findings: Findings, *, examples: int = EXAMP
         shown = [f"{fault.where}: {fault.message}" for fault in faults[:examples]]
         if len(faults) > examples:
             shown.append(f"and {len(faults) - examples} more")
-        table.add_row(
-            Text(f"{rule}: {meaning}"),
+        cells: list[str | Text] = [
+            Text.assemble((rule, "bold"), f": {meaning}"),
             f"{findings.checked[rule]:,}",
             Text(f"{len(faults):,}", "bold red" if faults else "green"),
             Text("\n".join(shown)),
-        )
+        ]
+        table.add_row(*cells[: len(table.columns)])
     return table
 
 

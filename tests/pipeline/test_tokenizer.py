@@ -15,6 +15,7 @@ from pipeline.tokenizer import (
     characters_tokenizer,
     describe_tokenizer,
     is_characters,
+    main,
     parse_tokenizer,
     read_tokenizer,
     special_tokens,
@@ -146,3 +147,26 @@ def test_config_of_each_kind():
     assert load(Config, None, []) == Config()
     assert load(Config, None, ["kind=load", "path=a.json"]).path == "a.json"
     assert load(Config, None, ["kind=characters"]).kind == "characters"
+
+
+def test_verb_shows_the_tokens_of_a_text(tmp_path, capsys):
+    write_tokenizer(characters_tokenizer("abé", end_of_document=END), tmp_path / "tokenizer.json")
+    main([str(tmp_path), "béa"])
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path / 'tokenizer.json'}: WordLevel, 4 ids",
+        f"special tokens: {END} (3)",
+        "3 tokens for 4 bytes:",
+        "       1 'b'",
+        "       2 'é'",
+        "       0 'a'",
+    ]
+
+
+@pytest.mark.slow
+def test_verb_tells_a_mistake_in_a_line(tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    command = [sys.executable, "-m", "pipeline.tokenizer", str(tmp_path / "a.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no Hugging Face tokenizer.json" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
