@@ -24,7 +24,7 @@ __all__ = ["ConfigError", "Plugin", "describe", "load", "plugin", "to_dict", "to
 Schema = TypeVar("Schema")
 
 # `${configs:corpora/x.txt}` is a file that comes with Millrace, wherever it is installed.
-OmegaConf.register_new_resolver("configs", lambda path: str(Path(__file__).parent / path))
+OmegaConf.register_resolver("configs", lambda path: str(Path(__file__).parent / path))
 
 
 class ConfigError(ValueError):
