@@ -98,7 +98,7 @@ def num_parameters(config: Config) -> int:
 
 
 class Model(nn.Module):
-    """A decoder Transformer. `logits(features(tokens))`; losses take the two steps apart."""
+    """A decoder Transformer: `logits(features(tokens))`, two steps that a loss takes apart."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()

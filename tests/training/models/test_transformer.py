@@ -198,6 +198,12 @@ LLAMA_7B = Config(
             dataclasses.replace(LLAMA_7B, vocab_size=128256, num_kv_heads=8, d_ff=14336),
             8_030_261_248,  # Llama-3-8B
         ),
+        (
+            dataclasses.replace(
+                LLAMA_7B, d_model=2048, num_layers=22, num_kv_heads=4, head_dim=64, d_ff=5632
+            ),
+            1_100_048_384,  # TinyLlama
+        ),
         (dataclasses.replace(TINY, positions="sinusoidal"), 23 * 16 + 2 * 3280 + 32),
     ],
 )

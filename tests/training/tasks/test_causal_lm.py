@@ -1,6 +1,7 @@
 """Causal language modelling: collated batches, documents, the chunked loss against the plain."""
 
 import dataclasses
+import weakref
 
 import numpy as np
 import pytest
@@ -179,6 +180,51 @@ def test_no_operation_makes_more_logits_than_a_chunk(chunk_tokens, rows):
             loss = chunked_cross_entropy(model, features, targets, chunk_tokens=chunk_tokens)
         loss.backward()
     assert sizes.rows == rows
+
+
+class LiveBytes(torch.utils._python_dispatch.TorchDispatchMode):
+    """Bytes of the tensors that operations made and that still live: now, and at the most."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.live, self.peak = {}, 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, list | tuple) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
+        self.peak = max(self.peak, self.live)
+        return out
+
+    def _add(self, storage):
+        if self.seen.get(id(storage), lambda: None)() is storage:
+            return
+        self.seen[id(storage)] = weakref.ref(storage)
+        self.live += storage.nbytes()
+        weakref.finalize(storage, self._remove, storage.nbytes())
+
+    def _remove(self, num_bytes):
+        self.live -= num_bytes
+
+
+def peak_bytes(chunk_tokens, *, num_tokens, vocab_size, d_model):
+    config = dataclasses.replace(MODEL, vocab_size=vocab_size, d_model=d_model, head_dim=0, d_ff=0)
+    model = Model(config)
+    features = torch.randn(1, num_tokens, d_model, requires_grad=True)
+    targets = torch.randint(vocab_size, (1, num_tokens))
+    with LiveBytes() as bytes_:
+        chunked_cross_entropy(model, features, targets, chunk_tokens=chunk_tokens).backward()
+    return bytes_.peak
+
+
+def test_peak_memory_is_12_bytes_per_vocabulary_entry_of_the_chunk():
+    sizes = {"num_tokens": 1024, "vocab_size": 2000, "d_model": 16}
+    gradients = 4 * 16 * (2000 + 2 * 1024)  # of the head and the features, and of a chunk's
+    for chunk_tokens in (1024, 256, 64):
+        logits = 4 * 2000 * chunk_tokens
+        peak = peak_bytes(chunk_tokens, **sizes)
+        assert 2 * logits < peak < 3 * logits + 2 * gradients, chunk_tokens
 
 
 def test_the_head_is_called_as_a_module_also_when_it_is_computed_again():
