@@ -16,7 +16,7 @@ from training.batch_size import accumulation_steps
 from training.checkpoint import RunState
 from training.config import TrainingConfig
 from training.console import say
-from training.data.config import open_tokens
+from training.data.config import describe_order, open_tokens
 from training.data.loader import EvaluationBatches, Loader
 from training.data.shards import load_manifest
 from training.engine import Engine
@@ -115,10 +115,10 @@ def resume(config: TrainingConfig, run: Run, engine: Engine) -> RunState:
             skipped_steps=0,
             world_size=distributed.world_size(),
             zero_stage=config.engine.zero_stage,
-            fingerprint=run.manifest.fingerprint,
+            data_order=describe_order(config.data, run.manifest),
         )
     state = checkpoint.read_state(found)
-    _check_resumable(state, config, run.manifest.fingerprint, found)
+    _check_resumable(state, config, run, found)
     engine.load(found)
     checkpoint.restore_random_state(found)
     say(f"resumed from {found}: step {state.step}, {state.samples_seen:,} samples seen")
@@ -229,13 +229,11 @@ def _build_evaluation(
     )
 
 
-def _check_resumable(
-    state: RunState, config: TrainingConfig, fingerprint: str, found: Path
-) -> None:
+def _check_resumable(state: RunState, config: TrainingConfig, run: Run, found: Path) -> None:
     now = {
         "world size": (state.world_size, distributed.world_size()),
         "engine.zero_stage": (state.zero_stage, config.engine.zero_stage),
-        "dataset fingerprint": (state.fingerprint, fingerprint),
+        "data order": (state.data_order, describe_order(config.data, run.manifest)),
     }
     for name, (then, here) in now.items():
         if then != here:

@@ -58,8 +58,8 @@ class RunState:
     """Ranks that wrote the checkpoint."""
     zero_stage: int
     """ZeRO stage that wrote it."""
-    fingerprint: str
-    """Of the dataset."""
+    data_order: str
+    """All that the order of samples depends on: dataset, sequence length, seed."""
 
 
 def save_checkpoint(
