@@ -84,14 +84,16 @@ def text_bytes(documents: pa.RecordBatch) -> int:
 def text_buffers(documents: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
     """The text column without a copy: n + 1 offsets, and the bytes that they point into."""
     column = documents.column("text")
-    if not len(column):
-        return np.zeros(1, np.int64), np.empty(0, np.uint8)
     _, offsets, values = column.buffers()
-    first = column.offset
-    return (
-        np.frombuffer(offsets, np.int64)[first : first + len(column) + 1],
-        np.empty(0, np.uint8) if values is None else np.frombuffer(values, np.uint8),
-    )
+    # Without a document the offsets may be absent, without text the bytes.
+    ends = np.frombuffer(offsets if len(column) else bytes(8), np.int64)
+    text = np.frombuffer(values if values is not None else b"", np.uint8)
+    first = column.offset if len(column) else 0
+    ends = ends[first : first + len(column) + 1]
+    # Some buffers of Arrow say that they are writable; a compiled kernel would take that for a
+    # second type of argument, and be compiled twice.
+    ends.flags.writeable = text.flags.writeable = False
+    return ends, text
 
 
 def count(batch: Batch, stage: str, documents: pa.RecordBatch) -> Batch:

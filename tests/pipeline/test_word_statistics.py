@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.word_statistics import COUNTS, MAX_STOP_WORDS, word_statistics
+from pipeline.word_statistics import COUNTS, MAX_STOP_WORDS, _count_all, word_statistics
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
@@ -67,6 +67,15 @@ def test_documents_that_are_a_slice():
     documents = _documents(["# one", "two ...", "- three"]).slice(1, 1)
     found = word_statistics(documents, stop_words=STOP_WORDS)
     assert [int(column[0]) for column in found.values()] == _reference("two ...", STOP_WORDS)
+
+
+def test_the_kernel_is_compiled_for_one_type_of_arguments():
+    documents = _documents(["# one", "two ...", "- three"])
+    empty = _documents([])
+    kept = documents.filter(pa.array([True, False, True]))
+    for part in (documents, empty, kept, _documents([""]), pa.concat_batches([kept, kept])):
+        word_statistics(part, stop_words=STOP_WORDS)
+    assert len(_count_all.signatures) == 1
 
 
 SIGNS = (
