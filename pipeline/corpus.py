@@ -147,7 +147,13 @@ def _follow(fs: Any, info: dict[str, Any]) -> dict[str, Any]:
     if not info.get("islink"):
         return info
     target = posixpath.realpath(info["name"])
-    return {**fs.info(target), "name": info["name"]} if fs.isfile(target) else info
+    if fs.isfile(target):
+        return {**fs.info(target), "name": info["name"]}
+    _LOG.warning(
+        "%s links to no file and is not followed; name a folder that it links to in `path`",
+        info["name"],
+    )
+    return info
 
 
 def _found(fs: Any, info: dict[str, Any], root: str) -> _Found:

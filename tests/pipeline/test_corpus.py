@@ -75,6 +75,18 @@ def test_links_to_files_are_files(tree):
     assert [(file.source, file.bytes) for file in found] == [("l.txt", 8)]
 
 
+def test_links_to_folders_and_to_nothing_are_not_followed_but_told(tree, caplog):
+    before = _sources(str(tree))
+    (tree / "loop").symlink_to(tree)
+    (tree / "gone.txt").symlink_to(tree / "nothing")
+    assert _sources(str(tree)) == before
+    assert sorted(message.split(" links to no file")[0] for message in caplog.messages) == [
+        f"{tree}/gone.txt",
+        f"{tree}/loop",
+    ]
+    assert _sources(f"{tree}/loop") == before
+
+
 def test_equal_names_below_two_roots_are_told_apart(tmp_path):
     for name in ("x/deep/a.txt", "y/deep/a.txt", "y/b.txt"):
         _write(tmp_path / name, name)
