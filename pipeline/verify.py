@@ -195,7 +195,7 @@ def _verify_shards(
         TransferSpeedColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=console is None,
+        disable=console is None or not console.is_terminal,
         transient=True,
     )
     total = sum(shard.bytes for shard in shards)
