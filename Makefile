@@ -17,6 +17,9 @@ INDEX := $(if $(TORCH_INDEX),--index $(TORCH_INDEX) --index-strategy unsafe-best
 .PHONY: demo test check soak clean
 .DELETE_ON_ERROR:
 
+# Some machines forbid it; without it every process compiles torch and Beam anew, 2 s each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Two ranks on the CPU, one core each. The three commands are those that one types later.
 demo: export DS_ACCELERATOR = cpu
 demo: export OMP_NUM_THREADS = 1
