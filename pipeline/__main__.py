@@ -19,9 +19,13 @@ def main(argv: Sequence[str]) -> None:
         PipelineConfig, argv, prog="python -m pipeline", doc=DOC, passes_flags_on=True
     )
     try:
-        run(lambda: build(config, flags) and None)
+        run(lambda: _build(config, flags))
     except (StageError, OSError) as error:
         fail(f"error: {error}", code=1)
+
+
+def _build(config: PipelineConfig, flags: Sequence[str]) -> None:
+    build(config, flags)
 
 
 if __name__ == "__main__":

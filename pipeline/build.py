@@ -49,7 +49,8 @@ def build(config: PipelineConfig, flags: Sequence[str] = (), *, spills: bool | N
         StageError: a stage failed; what is finished is kept.
     """
     started = time.monotonic()
-    dataset_dir = Path(config.dataset_dir).absolute()
+    dataset_dir = Path(config.dataset_dir).resolve()
+    _check_apart(dataset_dir, config.corpus.config.path)
     portions = plan_portions(config.corpus.module, config.corpus.config)
     engine = Engine(
         num_workers=config.num_workers or sensible_workers(portions),
@@ -71,6 +72,15 @@ def build(config: PipelineConfig, flags: Sequence[str] = (), *, spills: bool | N
             raise StageError(f"{error}{advice} (traceback: {work.error_log})") from None
         publish(replace(building, request=request, started=started))
     return dataset_dir
+
+
+def _check_apart(dataset_dir: Path, corpus: Sequence[str]) -> None:
+    for path in corpus:
+        if Path(path).is_dir() and dataset_dir.is_relative_to(Path(path).resolve()):
+            raise ValueError(
+                f"dataset_dir: {dataset_dir} lies in the folder {path} of the corpus, which would "
+                "read its own dataset; choose another dataset_dir"
+            )
 
 
 def sensible_workers(portions: Sequence[Portion]) -> int:

@@ -87,7 +87,7 @@ def decide(terms: Terms) -> Decision:
         limit = max(terms.placement.documents, 1)
         sums.candidates = merge_candidates(sums.candidates, record.candidates, limit)
         sums.counts = add_counts(sums.counts, record.counts)
-        sums.tallies = add_tallies([*sums.tallies, *record.tallies])
+        sums.tallies = tuple(add_tallies([*sums.tallies, *record.tallies]))
         spills.extend(record.spills)
     _refuse_unreadable(sums, terms.max_bad_fraction)
     threshold = _split(sums, terms.placement)

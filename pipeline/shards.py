@@ -158,7 +158,8 @@ def _ranks(sources: pa.Array) -> npt.NDArray[np.int64]:
     names = np.array(encoded.dictionary.to_pylist(), object)
     rank = np.empty(len(names), np.int64)
     rank[np.argsort(names, kind="stable")] = np.arange(len(names))
-    return rank[np.asarray(encoded.indices)]
+    ranks: npt.NDArray[np.int64] = rank[np.asarray(encoded.indices)]
+    return ranks
 
 
 def _write(

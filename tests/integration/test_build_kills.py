@@ -1,0 +1,232 @@
+"""Builds killed by SIGKILL, or by a full disk, end with the same bytes when they are run again."""
+
+import hashlib
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from configs import load
+from pipeline.build import build
+from pipeline.config import PipelineConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = [
+    "the",
+    "and",
+    "that",
+    "with",
+    "have",
+    "river",
+    "mountain",
+    "letter",
+    "window",
+    "garden",
+    "answer",
+    "morning",
+]
+
+DIES_AT = """
+import os, pathlib, signal, sys
+left, before = int(sys.argv.pop(1)), sys.argv.pop(1) == "before"
+rename = pathlib.Path.replace
+def replace(self, target):
+    global left
+    left -= 1
+    if not left and before:
+        os.kill(os.getpid(), signal.SIGKILL)
+    done = rename(self, target)
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+pathlib.Path.replace = replace
+from pipeline.__main__ import main
+main(sys.argv[1:])
+"""
+"""A build that kills itself at its n-th rename: nothing becomes visible in any other way."""
+
+
+@pytest.fixture(scope="module")
+def yaml_path(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kills")
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    rng = random.Random(0)
+    for name in ("a", "b", "c"):
+        texts = [" ".join(rng.choices(WORDS, k=rng.randint(40, 90))) for _ in range(150)]
+        lines = [json.dumps({"text": text}) for text in [*texts, *texts[:5]]]
+        (corpus / f"{name}.jsonl").write_text("\n".join(lines))
+    path = folder / "build.yaml"
+    path.write_text(
+        f"dataset_dir: {folder}/undisturbed\n"
+        f"corpus: {{format: jsonl, path: [{corpus}]}}\n"
+        "tokenizer: {vocab_size: 300}\n"
+        "split: {documents: 9}\n"
+        "shards: {target_mib: 0.02, block_tokens: 2000, chunk_mib: 0.01}\n"
+        "num_workers: 1\n"
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(yaml_path):
+    """Digests of an undisturbed build, and its number of renames."""
+    renames = 0
+    rename = Path.replace
+
+    def counting(self, target):
+        nonlocal renames
+        renames += 1
+        return rename(self, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", counting)
+        dataset_dir = build(load(PipelineConfig, yaml_path))
+    return digests(dataset_dir), renames
+
+
+def digests(dataset_dir):
+    kept = [*dataset_dir.glob("*.tar"), *dataset_dir.glob("*.idx"), *dataset_dir.rglob("*.gz")]
+    kept += [dataset_dir / "manifest.json", dataset_dir / "tokenizer.json"]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
+
+
+def killed_at(yaml_path, dataset_dir, rename, when):
+    words = [str(rename), when, str(yaml_path), f"dataset_dir={dataset_dir}"]
+    command = [sys.executable, "-c", DIES_AT, *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True).returncode
+
+
+def finish(yaml_path, dataset_dir):
+    """Run the same command again, in this process."""
+    return build(load(PipelineConfig, yaml_path, [f"dataset_dir={dataset_dir}"]))
+
+
+def check_kill(yaml_path, undisturbed, dataset_dir, *, rename, when):
+    expected, renames = undisturbed
+    assert killed_at(yaml_path, dataset_dir, rename, when) == -signal.SIGKILL
+    is_last = rename == renames and when == "after"
+    assert (dataset_dir / "manifest.json").exists() == is_last
+    assert digests(finish(yaml_path, dataset_dir)) == expected
+    assert not (dataset_dir / ".work").exists()
+    assert not (dataset_dir / ".lock").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_killed_on_the_way(yaml_path, undisturbed, tmp_path, share):
+    """Tokenizer, portions, spills, shards, publication: renames come in this order."""
+    rename = max(1, round(share * undisturbed[1]))
+    check_kill(yaml_path, undisturbed, tmp_path / "d", rename=rename, when="before")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_at_the_manifest(yaml_path, undisturbed, tmp_path, when):
+    check_kill(yaml_path, undisturbed, tmp_path / "d", rename=undisturbed[1], when=when)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_killed_at_every_rename(yaml_path, undisturbed, tmp_path):
+    for rename in range(1, undisturbed[1] + 1):
+        for when in ("before", "after"):
+            folder = tmp_path / f"{rename}-{when}"
+            check_kill(yaml_path, undisturbed, folder, rename=rename, when=when)
+
+
+def kill_two_processes(yaml_path, dataset_dir, seconds):
+    """SIGKILL the driver of a build of two processes after a while; its workers must go too."""
+    command = [sys.executable, "-m", "pipeline", str(yaml_path)]
+    command += [f"dataset_dir={dataset_dir}", "num_workers=2"]
+    driver = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + seconds
+    workers = []
+    while time.monotonic() < deadline and driver.poll() is None:
+        workers = children(driver.pid)
+        time.sleep(0.1)
+    driver.kill()
+    driver.wait()
+    return workers
+
+
+def children(pid):
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        found += [int(word) for word in path.read_text().split()]
+    return found
+
+
+@pytest.mark.slow
+def test_killed_driver_takes_its_workers_along(yaml_path, undisturbed, tmp_path):
+    workers = []
+    for seconds in (8, 16, 32):  # a loaded machine starts workers late
+        workers = kill_two_processes(yaml_path, tmp_path / "d", seconds)
+        if workers:
+            break
+    for _ in range(100):
+        alive = [pid for pid in workers if Path(f"/proc/{pid}/stat").exists()]
+        alive = [pid for pid in alive if " Z " not in Path(f"/proc/{pid}/stat").read_text()]
+        if not alive:
+            break
+        time.sleep(0.1)
+    assert not alive
+    assert digests(finish(yaml_path, tmp_path / "d")) == undisturbed[0]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_killed_at_random_moments_with_two_processes(yaml_path, undisturbed, tmp_path):
+    rng = random.Random(1)
+    for turn in range(20):
+        for _ in range(3):
+            kill_two_processes(yaml_path, tmp_path / f"{turn}", rng.uniform(3, 25))
+        assert digests(finish(yaml_path, tmp_path / f"{turn}")) == undisturbed[0]
+
+
+@pytest.mark.slow
+def test_full_disk_is_told_and_a_rerun_finishes(yaml_path, undisturbed, tmp_path):
+    """A limit on the size of files stops the build as a full disk does, at its first shard."""
+    shard_bytes = 20_480
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (shard_bytes, shard_bytes))
+
+    big = ["shards.target_mib=1"]
+    command = [sys.executable, "-m", "pipeline", str(yaml_path), f"dataset_dir={tmp_path / 'd'}"]
+    failed = subprocess.run(
+        [*command, *big], cwd=ROOT, preexec_fn=limit, capture_output=True, text=True
+    )
+    assert failed.returncode == 1
+    assert "File too large" in failed.stderr.splitlines()[-1]
+    assert "free space and run the same command again" in failed.stderr.splitlines()[-1]
+    assert "Traceback" not in failed.stderr
+    assert not (tmp_path / "d" / "manifest.json").exists()
+    finished = build(load(PipelineConfig, yaml_path, [f"dataset_dir={tmp_path / 'd'}", *big]))
+    fresh = build(load(PipelineConfig, yaml_path, [f"dataset_dir={tmp_path / 'fresh'}", *big]))
+    assert digests(finished) == digests(fresh)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_disk_too_small_is_refused_at_once(yaml_path, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        with pytest.raises(ValueError, match="GiB are free on its disk, the build needs at least"):
+            finish(yaml_path, disk / "d")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
