@@ -47,10 +47,10 @@ def parse(
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a verb: a user's mistake (ValueError and the like) is one line on stderr, exit code 2."""
+    """Run a verb: a mistake of the user or a fault of a disk is one line on stderr, exit code 2."""
     try:
         main()
-    except (ValueError, FileNotFoundError, PermissionError) as error:
+    except (ValueError, OSError) as error:
         fail(f"error: {error}")
     except KeyboardInterrupt:
         fail("interrupted", code=130)

@@ -185,16 +185,16 @@ def _build_hooks(config: TrainingConfig, run: Run, engine: Engine, state: RunSta
     """In their order: a checkpoint comes last, so that it never claims what was not logged."""
     writer = None
     if distributed.is_rank_zero():
-        writer = SummaryWriter(str(run.dir), purge_step=state.step + 1 if state.step else None)
-    hooks: list[Hook] = [
-        MetricsHook(
-            run.dir,
-            writer,
-            every_steps=config.logging.every_steps,
-            global_batch_size=config.batch.global_batch_size,
-            tokens_per_sample=config.data.sequence_length,
-        )
-    ]
+        # TensorBoard drops what a killed run has written of the steps to come.
+        writer = SummaryWriter(str(run.dir), purge_step=state.step + 1)
+    metrics = MetricsHook(
+        run.dir,
+        writer,
+        every_steps=config.logging.every_steps,
+        global_batch_size=config.batch.global_batch_size,
+        tokens_per_sample=config.data.sequence_length,
+    )
+    hooks: list[Hook] = [metrics]
     if config.evaluation.every_steps:
         hooks.append(_build_evaluation(config, run, engine, writer))
     if config.samples.every_steps:
@@ -208,6 +208,7 @@ def _build_hooks(config: TrainingConfig, run: Run, engine: Engine, state: RunSta
             every_steps=config.checkpoints.every_steps,
             keep=config.checkpoints.keep,
             config=configs.to_yaml(config),
+            settle=metrics.settle,
         )
     )
     return hooks

@@ -77,22 +77,15 @@ def save_checkpoint(
         temporary.mkdir(parents=True)
     distributed.barrier()
     try:
-        write(temporary)
-        torch.save(_random_state(), temporary / _rank_file())
-        if distributed.is_rank_zero():
-            (temporary / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
-            (temporary / CONFIG).write_text(config_yaml)
+        _write_files(temporary, state, write, config_yaml)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
         raise OSError(
             f"checkpoint of step {state.step} not written to {temporary}: {error}; "
             f"{_free_gib(checkpoints_dir):.1f} GiB are free there; "
             "the checkpoints before it are untouched"
         ) from error
-    distributed.barrier()
-    summary = _hash_files(temporary)
     if distributed.is_rank_zero():
-        _write_durably(temporary / SUMMARY, json.dumps({"files": summary}, indent=1) + "\n")
-        if final.exists():
+        if final.exists():  # damaged, and passed over when the run resumed
             shutil.rmtree(final)
         temporary.replace(final)
         _fsync_dir(checkpoints_dir)
@@ -101,10 +94,14 @@ def save_checkpoint(
     return final
 
 
-def remove_old(checkpoints_dir: Path, *, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints; 0 keeps all."""
+def remove_old(newest: Path, *, keep: int) -> None:
+    """Remove all but the last `keep` checkpoints up to `newest`, just written; 0 keeps all.
+
+    What lies beyond it is damaged, since the run resumed before it, and must not count.
+    """
     if keep and distributed.is_rank_zero():
-        for folder in list_checkpoints(checkpoints_dir)[:-keep]:
+        folders = list_checkpoints(newest.parent)
+        for folder in folders[: folders.index(newest) + 1][:-keep]:
             shutil.rmtree(folder)
 
 
@@ -139,24 +136,41 @@ def restore_random_state(checkpoint_dir: Path) -> None:
 
 def list_checkpoints(checkpoints_dir: Path) -> list[Path]:
     """Complete checkpoints, oldest first, not verified."""
-    folders = checkpoints_dir.glob("step-*")
-    return sorted(folder for folder in folders if re.fullmatch(r"step-\d{8,}", folder.name))
+    names = (re.fullmatch(r"step-(\d{8,})", path.name) for path in checkpoints_dir.glob("step-*"))
+    steps = sorted((int(name[1]), name[0]) for name in names if name)
+    return [checkpoints_dir / name for _, name in steps]
+
+
+def _write_files(
+    folder: Path, state: RunState, write: Callable[[Path], None], config_yaml: str
+) -> None:
+    """All files of a checkpoint, on the disk, the summary last."""
+    write(folder)
+    torch.save(_random_state(), folder / _rank_file())
+    if distributed.is_rank_zero():
+        (folder / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
+        (folder / CONFIG).write_text(config_yaml)
+    distributed.barrier()
+    summary = _hash_files(folder)
+    if distributed.is_rank_zero():
+        _write_durably(folder / SUMMARY, json.dumps({"files": summary}, indent=1) + "\n")
 
 
 def _verify_part(folder: Path) -> list[str]:
     """Faults of this rank's share of the files: a large checkpoint is hashed by all ranks."""
     try:
-        expected = json.loads((folder / SUMMARY).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return [f"{SUMMARY}: {error}"] if distributed.is_rank_zero() else []
+        files = json.loads((folder / SUMMARY).read_text())["files"]
+        expected = {name: (files[name]["bytes"], files[name]["sha256"]) for name in sorted(files)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{SUMMARY}: {error!r}"] if distributed.is_rank_zero() else []
     faults = []
-    for name in sorted(expected)[distributed.rank() :: distributed.world_size()]:
-        path, size = folder / name, expected[name]["bytes"]
+    for name in list(expected)[distributed.rank() :: distributed.world_size()]:
+        path, (size, sha256) = folder / name, expected[name]
         if not path.is_file():
             faults.append(f"{name} is missing")
         elif path.stat().st_size != size:
             faults.append(f"{name} has {path.stat().st_size} of {size} bytes")
-        elif _sha256(path) != expected[name]["sha256"]:
+        elif _sha256(path) != sha256:
             faults.append(f"{name} has another sha256 than written")
     return faults
 

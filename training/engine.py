@@ -27,6 +27,7 @@ warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category
 
 import deepspeed  # noqa: E402  (reads its environment at import)
 from deepspeed.accelerator import get_accelerator  # noqa: E402
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer  # noqa: E402
 from deepspeed.utils.zero_to_fp32 import (  # noqa: E402
     get_fp32_state_dict_from_zero_checkpoint,
 )
@@ -78,6 +79,7 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(
             model=objective, optimizer=optimizer, config=settings, dist_init_required=False
         )
+        self._complete_deepspeed()
 
     @property
     def module(self) -> nn.Module:
@@ -99,21 +101,18 @@ class Engine:
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         total = torch.zeros((), device=self.device)
-        for batch in batches:
+        for number, batch in enumerate(batches, 1):
             loss_sum, _ = self.deepspeed(self.to_device(batch))
             self.deepspeed.backward(loss_sum * scale)
             total += loss_sum.detach()
-            if batch is batches[-1]:
-                norm = self._clip()
-                scale_before = self._loss_scale()
-            skipped_before = self.deepspeed.skipped_steps
-            self.deepspeed.step()
+            if number < len(batches):
+                self.deepspeed.step()
+        grad_norm, skipped = self._update()
         return StepResult(
             loss=distributed.sum_over_ranks(total) / divisor,
             num_targets=num_targets,
-            grad_norm=norm if norm is not None else self.deepspeed.get_global_grad_norm(),
-            skipped=self.deepspeed.skipped_steps > skipped_before
-            or self._loss_scale() < scale_before,
+            grad_norm=grad_norm,
+            skipped=skipped,
             loss_scale=self._loss_scale(),
         )
 
@@ -163,10 +162,35 @@ class Engine:
         count = sum(self.task.num_targets(batch) for batch in batches)
         return distributed.sum_over_ranks(torch.tensor(count, device=self.device))
 
-    def _clip(self) -> torch.Tensor | None:
-        """Stage 0: clip by torch and return the norm; DeepSpeed clips there without telling it."""
+    def _complete_deepspeed(self) -> None:
+        """Give DeepSpeed what its config cannot, or what it forgets."""
+        if self.deepspeed.torch_autocast_z0_gradscaler:  # its own scaler ignores the config
+            self.deepspeed.torch_autocast_z0_gradscaler = torch.amp.GradScaler(
+                self.device.type,
+                init_scale=2.0**self.config.initial_loss_scale_power,
+                growth_interval=self.config.loss_scale_window,
+            )
+        optimizer = self.deepspeed.optimizer
+        if isinstance(optimizer, BF16_Optimizer):  # it saves no stage, which consolidation asks for
+            state_dict = optimizer.state_dict
+            optimizer.state_dict = lambda: {**state_dict(), "zero_stage": self.config.zero_stage}
+
+    def _update(self) -> tuple[torch.Tensor | float, bool]:
+        """The optimizer's part of a step: the gradient norm, and whether the step was skipped."""
+        scale, skipped_steps = self._loss_scale(), self.deepspeed.skipped_steps
         if self.config.zero_stage > 0:
-            return None
+            self.deepspeed.step()
+            skipped = self.deepspeed.skipped_steps > skipped_steps
+            return self.deepspeed.get_global_grad_norm(), skipped
+        norm = self._clip()
+        is_finite = bool(norm.isfinite())
+        if not is_finite:
+            self.deepspeed.zero_grad()  # no gradients, no update
+        self.deepspeed.step()
+        return norm, not is_finite or self._loss_scale() < scale
+
+    def _clip(self) -> torch.Tensor:
+        """Stage 0: clip by torch and return the norm; DeepSpeed clips there without telling it."""
         scaler = self.deepspeed.torch_autocast_z0_gradscaler
         if scaler:
             scaler.unscale_(self.deepspeed.optimizer)

@@ -32,5 +32,7 @@ class StepLog:
         """Drop the rows of steps behind the checkpoint that the run continues from; the rest."""
         rows = [row for row in self.rows() if row["step"] <= step]
         if self.path.exists():
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            temporary = self.path.with_name(f".{self.path.name}.tmp")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            temporary.replace(self.path)
         return rows

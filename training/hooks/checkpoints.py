@@ -1,6 +1,7 @@
 """Writes checkpoints, and removes old ones."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,17 +17,27 @@ class CheckpointHook(Hook):
     """A checkpoint after every n-th step and after the last."""
 
     def __init__(
-        self, checkpoints_dir: Path, engine: "Engine", *, every_steps: int, keep: int, config: str
+        self,
+        checkpoints_dir: Path,
+        engine: "Engine",
+        *,
+        every_steps: int,
+        keep: int,
+        config: str,
+        settle: Callable[[], None],
     ) -> None:
         self.checkpoints_dir = checkpoints_dir
         self.engine = engine
         self.every_n_steps = every_steps
         self.keep = keep
         self.config = config
+        self.settle = settle
+        """Writes what other hooks still hold: a run that resumes here does not do it again."""
 
     def on_step(self, info: StepInfo) -> None:
         """Write a checkpoint of the state behind this step."""
         started = time.perf_counter()
+        self.settle()
         path = save_checkpoint(self.checkpoints_dir, info.state, self.engine.save, self.config)
-        remove_old(self.checkpoints_dir, keep=self.keep)
+        remove_old(path, keep=self.keep)
         say(f"checkpoint {path} written in {time.perf_counter() - started:.1f} s")

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+SCALARS = ("loss", "learning_rate", "grad_norm", "skipped_steps", "loss_scale", "samples_seen")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Section `logging`."""
@@ -55,6 +58,7 @@ class MetricsHook(Hook):
         self.global_batch_size = global_batch_size
         self.tokens_per_sample = tokens_per_sample
         self.unread: list[StepInfo] = []
+        self.unreported: list[dict[str, Any]] = []
         self.before = (0.0, 0.0)
 
     def on_start(self, state: RunState) -> None:
@@ -68,24 +72,30 @@ class MetricsHook(Hook):
             return
         self.unread.append(info)
         if info.state.step % self.report_every == 0 or info.is_last:
-            rows = self._flush()
-            self._report(rows, info)
+            self._read()
+            self._report(info)
 
     def on_end(self) -> None:
         """Write what was kept, also behind an error."""
+        self.settle()
+
+    def settle(self) -> None:
+        """Write what was kept: a checkpoint must not be ahead of the metrics."""
         if self.unread:
-            self._flush()
+            self._read()
         if self.writer is not None:
             self.writer.flush()
 
-    def _flush(self) -> list[dict[str, Any]]:
+    def _read(self) -> None:
         losses = torch.stack([info.result.loss for info in self.unread]).tolist()
         rows = [_row(info, loss) for info, loss in zip(self.unread, losses, strict=True)]
         self.log.append(rows)
+        self._scalars(rows)
+        self.unreported += rows
         self.unread = []
-        return rows
 
-    def _report(self, rows: list[dict[str, Any]], info: StepInfo) -> None:
+    def _report(self, info: StepInfo) -> None:
+        rows, self.unreported = self.unreported, []
         row = rows[-1]
         seconds, waited = info.seconds - self.before[0], info.data_wait_seconds - self.before[1]
         self.before = (info.seconds, info.data_wait_seconds)
@@ -106,18 +116,16 @@ class MetricsHook(Hook):
         )
         if not all(math.isfinite(each["loss"]) for each in rows):
             say(f"warning: a loss among steps {rows[0]['step']} to {row['step']} is not finite")
-        self._to_tensorboard(rows, speed)
+        if self.writer is not None:
+            for name, value in speed.items():
+                self.writer.add_scalar(f"speed/{name}", value, row["step"])
 
-    def _to_tensorboard(self, rows: list[dict[str, Any]], speed: dict[str, float]) -> None:
+    def _scalars(self, rows: list[dict[str, Any]]) -> None:
         if self.writer is None:
             return
         for row in rows:
-            for name in ("loss", "learning_rate", "grad_norm", "skipped_steps", "loss_scale"):
+            for name in SCALARS:
                 self.writer.add_scalar(f"train/{name}", row[name], row["step"])
-        step = rows[-1]["step"]
-        self.writer.add_scalar("train/samples_seen", rows[-1]["samples_seen"], step)
-        for name, value in speed.items():
-            self.writer.add_scalar(f"speed/{name}", value, step)
 
 
 def _row(info: StepInfo, loss: float) -> dict[str, Any]:
