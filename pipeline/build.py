@@ -103,7 +103,7 @@ def _build_shards(
     def construct(pipeline: beam.Pipeline) -> None:
         _ = (
             pipeline
-            | "ReadDocuments" >> ReadDocuments(config, ordered)
+            | "ReadDocuments" >> ReadDocuments(config, ordered, work)
             | "BuildShards"
             >> BuildShards(config, text, fingerprints, terms, settings, engine.spills)
         )

@@ -146,5 +146,5 @@ def _refuse_empty(sums: _Sums) -> None:
         f"{one.stage} {one.records_in:,} -> {one.records_out:,}" for one in sums.counts
     )
     top = sorted(sums.tallies, key=lambda one: -one.records)[:SUMMARY_REASONS]
-    reasons = "; ".join(f"{one.stage}: {_describe(one)}" for one in top)
+    reasons = "; ".join(map(_describe, top))
     raise ValueError(f"no documents are left ({funnel or 'nothing was read'}). {reasons}".strip())

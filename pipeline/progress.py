@@ -3,9 +3,11 @@
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
+import apache_beam as beam
 from rich.console import Console
 from rich.live import Live
 
@@ -19,25 +21,41 @@ LIVE_SECONDS, PLAIN_SECONDS = 0.5, 5.0
 """How often the line is renewed on a terminal, and printed elsewhere."""
 
 
-class ProgressCounter:
-    """The counters of one worker process."""
+@dataclass
+class CountProgress(beam.PTransform):  # type: ignore[misc]
+    """Batches unchanged; counted where the work folder can be reached."""
+
+    work: WorkFolder
+    """Of the build."""
+
+    def expand(self, batches: beam.PCollection) -> beam.PCollection:
+        return batches | "CountBatch" >> beam.ParDo(_CountBatch(self.work))
+
+
+class _CountBatch(beam.DoFn):  # type: ignore[misc]
+    """The counters of one worker."""
 
     def __init__(self, work: WorkFolder) -> None:
-        self.path = work.progress / f"{os.getpid()}-{threading.get_ident()}.json"
+        self.work = work
+
+    def setup(self) -> None:
+        self.path = self.work.progress / f"{os.getpid()}-{threading.get_ident()}.json"
         self.counts = [0, 0, 0]
         self.written = 0.0
 
-    def add(self, batch: Batch) -> None:
-        """Count a batch that passed all stages."""
+    def process(self, batch: Batch) -> Iterator[Batch]:
+        yield batch
+        if self.work.progress.is_dir():  # on other machines perhaps not
+            self._add(batch)
+
+    def _add(self, batch: Batch) -> None:
         read = batch.counts[0] if batch.counts else None
         self.counts[0] += read.records_in if read else batch.documents.num_rows
         self.counts[1] += read.bytes_in if read else 0
         self.counts[2] += batch.rejects.num_rows
         if batch.last or time.monotonic() - self.written > WRITE_SECONDS:
             self.written = time.monotonic()
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text(str(self.counts))
-            temporary.replace(self.path)
+            self.path.write_text(str(self.counts))
 
 
 class ProgressDisplay:

@@ -78,8 +78,7 @@ def publish(building: Building) -> None:
     work, dataset_dir = building.work, building.work.root.parent
     rows = _rows(building)
     manifest = _manifest(building, rows)
-    staged = work.root / "publish"
-    shutil.rmtree(staged, ignore_errors=True)
+    staged = work.publication
     staged.mkdir()
     _write_beside(building, rows, manifest, staged)
     _remove_outdated(work, dataset_dir, {row.shard.name for row in rows})

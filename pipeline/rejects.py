@@ -36,9 +36,9 @@ class Tally:
 
 
 def write_rejects(folder: Path, name: str, rejects: pa.RecordBatch) -> None:
-    """Write the rows, sorted by origin, as `folder/<stage>/<name>.jsonl.gz`."""
-    if not rejects.num_rows:
-        return
+    """Write the rows, sorted by origin, as `folder/<stage>/<name>.jsonl.gz`, and no others."""
+    for outdated in folder.glob(f"*/{name}.jsonl.gz"):  # of a build with other filters
+        outdated.unlink()
     for stage in pc.unique(rejects.column("stage")).to_pylist():
         rows = sort_rejects(rejects.filter(pc.equal(rejects.column("stage"), stage)))
         lines = b"".join(orjson.dumps(row) + b"\n" for row in rows.to_pylist())

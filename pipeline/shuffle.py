@@ -17,7 +17,6 @@ from pipeline.batch import Batch, concat
 from pipeline.hashes import shuffle_hashes
 from pipeline.plan import PlannedShard, ShardPlan, partitions
 from pipeline.portions import Placement, PortionSums
-from pipeline.progress import ProgressCounter
 from pipeline.spills import SpilledDocuments, placed_documents, write_spill
 from pipeline.split import SPLITS, validation_mask
 from pipeline.work import WorkFolder
@@ -110,15 +109,11 @@ class _SpillPortion(beam.DoFn):  # type: ignore[misc]
         self.fingerprints = fingerprints
         self.portion: int | None = None
 
-    def setup(self) -> None:
-        self.progress = ProgressCounter(self.work)
-
     def process(self, batch: Batch) -> Iterator[int]:
         if self.portion is None:
             self.portion, self.open = batch.portion, _Open(PortionSums(self.placement))
         assert batch.portion == self.portion, "batches of two portions are mixed"
         self._hold(batch)
-        self.progress.add(batch)
         if batch.last:
             self._spill()
             fingerprint = self.fingerprints[self.portion]

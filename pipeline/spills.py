@@ -65,9 +65,12 @@ def write_spill(path: Path, documents: pa.RecordBatch) -> None:
     """Write documents in shuffle order, complete or not at all."""
     order = np.argsort(np.asarray(documents.column("hash")), kind="stable")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, PLACED) as writer:
-        writer.write_batch(documents.take(pa.array(order)))
-    temporary.replace(path)
+    try:
+        with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, PLACED) as writer:
+            writer.write_batch(documents.take(pa.array(order)))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # on a full disk it takes the room that others need
 
 
 def _read_range(path: Path, wanted: SpilledDocuments) -> pa.RecordBatch:

@@ -12,10 +12,12 @@ from pipeline.decide import Terms, make_plan
 from pipeline.encode import EncodeDocuments
 from pipeline.key import KeyDocuments
 from pipeline.normalise import NormaliseText
+from pipeline.progress import CountProgress
 from pipeline.quality import FilterQuality
 from pipeline.read import ReadCorpus
 from pipeline.shards import ShardSettings, WriteShards
 from pipeline.shuffle import GroupByShard, Spread
+from pipeline.work import WorkFolder
 
 
 @dataclass
@@ -26,6 +28,8 @@ class ReadDocuments(beam.PTransform):  # type: ignore[misc]
     """Of the build."""
     portions: Sequence[Portion]
     """What to read, in the order of `spread_order`."""
+    work: WorkFolder
+    """Of the build."""
 
     def expand(self, start: beam.pvalue.PBegin) -> beam.PCollection:
         config = self.config
@@ -43,6 +47,7 @@ class ReadDocuments(beam.PTransform):  # type: ignore[misc]
             )
             | "FilterQuality" >> quality
             | "KeyDocuments" >> KeyDocuments(deduplicate=config.deduplicate)
+            | "CountProgress" >> CountProgress(self.work)
         )
 
 

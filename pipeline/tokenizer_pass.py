@@ -67,7 +67,7 @@ def _from_corpus(
     ordered = spread_order(portions, engine.num_workers)
 
     def construct(pipeline: beam.Pipeline) -> None:
-        documents = pipeline | "ReadDocuments" >> ReadDocuments(config, ordered)
+        documents = pipeline | "ReadDocuments" >> ReadDocuments(config, ordered, work)
         sample = documents | "Collect" >> collect
         _ = sample | "KeepSample" >> beam.Map(_keep, str(path))
 

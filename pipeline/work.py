@@ -6,6 +6,7 @@ Everything in it is complete or absent: written under a temporary name, synced, 
 import json
 import os
 import secrets
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,11 @@ class WorkFolder:
         return self.root / "progress"
 
     @property
+    def publication(self) -> Path:
+        """What will lie beside the shards."""
+        return self.root / "publish"
+
+    @property
     def error_log(self) -> Path:
         """The traceback of the last failure."""
         return self.root / "error.log"
@@ -63,9 +69,12 @@ class WorkFolder:
         return self.shards / f"{name}.json"
 
     def create(self) -> None:
-        """Make the folder and its parts."""
+        """Make the folder and its parts, and drop what a killed build was in the middle of."""
         for folder in (self.portions, self.spills, self.shards, self.rejects, self.progress):
             folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.publication, ignore_errors=True)
+        for unfinished in self.root.rglob(".*"):
+            unfinished.unlink()
 
 
 def write_atomic(path: Path, content: bytes) -> None:

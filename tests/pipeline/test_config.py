@@ -1,0 +1,106 @@
+import pytest
+
+from configs import ConfigError, load
+from pipeline.config import PipelineConfig, byte_config
+from pipeline.corpus import CorpusFile, Portion
+from pipeline.fingerprints import (
+    portion_fingerprints,
+    reading_fingerprint,
+    request_fingerprint,
+)
+from pipeline.portions import place
+from pipeline.split import SplitConfig
+
+MINIMAL = ["dataset_dir=d", "corpus.format=jsonl", "corpus.path=[c]"]
+PLACEMENT = place(SplitConfig(), shuffle_seed=0, partition_bits=12)
+
+
+def config(*overrides):
+    return load(PipelineConfig, None, [*MINIMAL, *overrides])
+
+
+def portions(**changes):
+    values = {"url": "/c/a", "source": "a", "bytes": 9, "version": "1", **changes}
+    return [Portion(0, CorpusFile(**values), 0, 9, 9)]
+
+
+@pytest.mark.parametrize(
+    "override", ["dataset_dir=e", "num_workers=3", "max_bad_fraction=0.5", "corpus.path=[x]"]
+)
+def test_what_decides_no_byte(override):
+    assert byte_config(config(override)) == byte_config(config())
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "shuffle_seed=1",
+        "deduplicate=false",
+        "quality.enabled=false",
+        "quality.min_words=3",
+        "split.documents=4",
+        "shards.block_tokens=77",
+        "corpus.column=body",
+        "tokenizer.vocab_size=999",
+        "normalise.unicode=NFKC",
+    ],
+)
+def test_what_decides_bytes(override):
+    assert byte_config(config(override)) != byte_config(config())
+    assert request_fingerprint(config(override), portions()) != request_fingerprint(
+        config(), portions()
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["num_workers=-1"], "num_workers: -1; 0 or more"),
+        (["max_bad_fraction=2"], "max_bad_fraction: 2.0; 0 to 1"),
+        (["shards.target_mib=0"], "shards: target_mib: 0.0; more than 0"),
+        (["split.fraction=1"], "split: fraction 1.0"),
+        (["corpus.format=jsnl"], "did you mean 'jsonl'"),
+        (["deduplicates=false"], "did you mean 'deduplicate'"),
+    ],
+)
+def test_mistakes(overrides, message):
+    with pytest.raises(ConfigError) as raised:
+        config(*overrides)
+    assert message in str(raised.value)
+
+
+def test_a_new_shard_size_reads_nothing_again():
+    old, new = (
+        portion_fingerprints(one, portions(), PLACEMENT, "t")
+        for one in (config(), config("shards.target_mib=1"))
+    )
+    assert old == new
+
+
+@pytest.mark.parametrize("change", [{"source": "b"}, {"bytes": 10}, {"version": "2"}])
+def test_a_changed_file_is_read_again(change):
+    old, new = (
+        portion_fingerprints(config(), listing, PLACEMENT, "t")
+        for listing in (portions(), portions(**change))
+    )
+    assert old[0] != new[0]
+    assert reading_fingerprint(config(), portions()) != reading_fingerprint(
+        config(), portions(**change)
+    )
+
+
+def test_another_place_or_tokenizer_is_read_again():
+    base = portion_fingerprints(config(), portions(), PLACEMENT, "t")
+    moved = place(SplitConfig(), shuffle_seed=0, partition_bits=13)
+    assert portion_fingerprints(config(), portions(), moved, "t") != base
+    assert portion_fingerprints(config(), portions(), PLACEMENT, "u") != base
+    assert portion_fingerprints(config(), portions(url="/moved/a"), PLACEMENT, "t") == base
+
+
+def test_a_tokenizer_is_known_by_its_content(tmp_path):
+    path = tmp_path / "t.json"
+    path.write_text("1")
+    one = config("tokenizer.kind=load", f"tokenizer.path={path}")
+    first = request_fingerprint(one, portions())
+    path.write_text("2")
+    assert request_fingerprint(one, portions()) != first

@@ -1,0 +1,114 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.batch import REJECTS
+from pipeline.decide import Terms, decide
+from pipeline.portions import PortionSums, place
+from pipeline.split import Candidates, SplitConfig
+from pipeline.work import WorkFolder
+
+
+@pytest.fixture
+def work(tmp_path):
+    folder = WorkFolder(str(tmp_path / ".work"))
+    folder.create()
+    return folder
+
+
+def write(work, portion, *, train=100, records=100, bad=0, reason="invalid_json", split=None):
+    """A finished portion."""
+    sums = PortionSums(place(split or SplitConfig(), shuffle_seed=0, partition_bits=12))
+    sums.histogram[0, portion] = train
+    sums.counts = {"read": [records, 1000, records - bad, 900]}
+    rows = [
+        {
+            "stage": "read",
+            "reason": reason,
+            "detail": "bad luck",
+            "source": f"{portion}.jsonl",
+            "position": 7 * i,
+            "bytes": 5,
+            "excerpt": "",
+        }
+        for i in range(bad)
+    ]
+    sums.rejects = [pa.RecordBatch.from_pylist(rows, schema=REJECTS)]
+    if split:
+        hashes = np.array([10 + portion, 20], np.uint64)
+        tokens = np.array([30, 1])
+        sums.candidates = Candidates(hashes, np.array([portion, portion]), tokens)
+    sums.write(work, portion, f"print {portion}")
+
+
+def terms(work, *, max_bad_fraction=0.01, split=None):
+    return Terms(
+        work=work,
+        placement=place(split or SplitConfig(), shuffle_seed=0, partition_bits=12),
+        num_portions=2,
+        target_tokens=1000,
+        max_bad_fraction=max_bad_fraction,
+        config_hash="c",
+    )
+
+
+def test_portions_add_up(work):
+    write(work, 0, records=10, bad=0)
+    write(work, 1, records=90, bad=1)
+    decision = decide(terms(work))
+    assert [(one.records_in, one.records_out) for one in decision.counts] == [(100, 99)]
+    assert [one.records for one in decision.tallies] == [1]
+    (shard,) = decision.plan.shards
+    assert (shard.name, shard.tokens) == ("train-000000", 200)
+
+
+def test_the_fingerprint_changes_with_any_portion(work):
+    write(work, 0)
+    write(work, 1)
+    before = decide(terms(work)).plan.shards[0].fingerprint
+    assert decide(terms(work)).plan.shards[0].fingerprint == before
+    sums = PortionSums(terms(work).placement)
+    sums.histogram[0, 1] = 100
+    sums.rejects = [pa.RecordBatch.from_pylist([], schema=REJECTS)]
+    sums.write(work, 1, "another print")
+    assert decide(terms(work)).plan.shards[0].fingerprint != before
+
+
+def test_unreadable_records_are_summed_up(work):
+    write(work, 0, bad=3)
+    write(work, 1, bad=4, reason="truncated_file")
+    with pytest.raises(ValueError, match=r"7 of 200 records \(3.50%\) could not be read") as raised:
+        decide(terms(work))
+    message = str(raised.value)
+    assert (
+        "allows 1.00%: truncated_file 4 (first 1.jsonl at 0: bad luck); invalid_json 3" in message
+    )
+    assert "max_bad_fraction=0.0351" in message
+    assert decide(terms(work, max_bad_fraction=0.0351)).plan.shards
+
+
+def test_filtered_records_are_not_bad_ones(work):
+    write(work, 0, bad=50, reason="gopher_short_doc")
+    write(work, 1)
+    assert decide(terms(work, max_bad_fraction=0.0)).plan.shards
+
+
+def test_an_exact_number_moves_its_tokens_to_validation(work):
+    """Split hashes 10, 11 and 20: the two smallest take 30 tokens out of each portion."""
+    split = SplitConfig(documents=2)
+    write(work, 0, split=split)
+    write(work, 1, split=split)
+    plan = decide(terms(work, split=split)).plan
+    assert plan.split_threshold == 12
+    assert {shard.name: shard.tokens for shard in plan.shards} == {
+        "train-000000": 140,
+        "validation-000000": 60,
+    }
+
+
+def test_nothing_left(work):
+    write(work, 0, train=0, bad=100, reason="gopher_short_doc")
+    write(work, 1, train=0, records=0)
+    expected = r"no documents are left \(read 100 -> 0\). gopher_short_doc 100 \(first 0.jsonl at 0"
+    with pytest.raises(ValueError, match=expected):
+        decide(terms(work))

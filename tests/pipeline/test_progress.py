@@ -1,0 +1,61 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from pipeline.corpus import CorpusFile, Portion
+from pipeline.progress import ProgressDisplay, _duration
+from pipeline.work import WorkFolder
+
+
+@pytest.fixture
+def work(tmp_path):
+    folder = WorkFolder(str(tmp_path / ".work"))
+    folder.create()
+    return folder
+
+
+def portions(size):
+    file = CorpusFile(url="/a", source="a", bytes=size, version="")
+    return [Portion(0, file, 0, size, size)]
+
+
+def test_counters_of_all_workers_add_up(work):
+    display = ProgressDisplay(work, portions(8_000_000), "reading")
+    (work.progress / "1.json").write_text("[1000, 1500000, 2]")
+    (work.progress / "2.json").write_text("[500, 500000, 1]")
+    (work.progress / "3.json").write_text("[500, 50")  # caught while it was written
+    display.started -= 2
+    line = display.line()
+    assert line.startswith("reading: 1,500 records, 2 of 8 MB, 3 rejects, 1.0 MB/s, 0:06 left")
+
+
+def test_before_the_first_batch(work):
+    assert ProgressDisplay(work, [], "reading").line().endswith("0 rejects, 0.0 MB/s")
+
+
+def test_plain_lines_without_a_terminal(work, monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr("pipeline.progress.Console", lambda **_: Console(file=out, width=200))
+    monkeypatch.setattr("pipeline.progress.PLAIN_SECONDS", 0.01)
+    with ProgressDisplay(work, portions(8), "reading") as display:
+        display.done.wait(0.2)
+    assert out.getvalue().splitlines()[0] == "reading: 0 records, 0 of 0 MB, 0 rejects, 0.0 MB/s"
+
+
+def test_one_live_line_on_a_terminal(work, monkeypatch):
+    out = io.StringIO()
+    terminal = Console(file=out, force_terminal=True, width=200, highlight=False)
+    monkeypatch.setattr("pipeline.progress.Console", lambda **_: terminal)
+    monkeypatch.setattr("pipeline.progress.LIVE_SECONDS", 0.01)
+    with ProgressDisplay(work, portions(8), "reading") as display:
+        display.done.wait(0.2)
+    assert "reading: 0 records" in out.getvalue()
+    assert out.getvalue().count("\n") == 1  # at the end, where the line is wiped
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00"), (61, "1:01"), (3600, "1:00:00"), (36_061, "10:01:01")]
+)
+def test_durations(seconds, text):
+    assert _duration(seconds) == text

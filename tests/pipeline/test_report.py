@@ -1,0 +1,67 @@
+import json
+import shutil
+
+import pytest
+
+from pipeline.report import main, print_report, write_report
+from pipeline.report_html import render_html
+
+EVIL = "<script>alert('x')</script>&\ud800"
+REPORT = {
+    "request": "r",
+    "seconds": 2.0,
+    "corpus": {"files": 2, "bytes": 3_000_000},
+    "funnel": [
+        {"stage": "read", "records_in": 12345, "bytes_in": 100, "records_out": 9, "bytes_out": 50},
+        {"stage": "quality", "records_in": 9, "bytes_in": 50, "records_out": 0, "bytes_out": 0},
+    ],
+    "rejects": [
+        {
+            "stage": "read",
+            "reason": EVIL,
+            "records": 3,
+            "bytes": 50,
+            "examples": [{"source": EVIL, "position": 7, "detail": EVIL, "excerpt": EVIL}],
+        }
+    ],
+    "splits": {"train": {"documents": 1, "text_bytes": 1, "tokens": 7, "shards": 1, "bytes": 9}},
+    "lengths": [0, 5, 3],
+    "shards": [{"name": "train-000000", "documents": 1, "tokens": 7, "samples": 1, "bytes": 1024}],
+}
+
+
+def test_everything_from_the_corpus_is_escaped():
+    page = render_html(REPORT)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;&amp;") == 4
+
+
+def test_the_page_shows_every_part():
+    page = render_html(REPORT)
+    for part in ("12,345", "train-000000", "2 to 3", "4 to 7", "3 records, 50 bytes", "1,024"):
+        assert part in page
+
+
+def test_an_empty_report_is_a_page():
+    empty = {**REPORT, "funnel": [], "rejects": [], "splits": {}, "lengths": [], "shards": []}
+    assert "None." in render_html(empty)
+
+
+def test_files_and_the_verb(tmp_path, capsys):
+    clean = json.loads(json.dumps(REPORT).replace("\\ud800", ""))
+    write_report(clean, tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text()) == clean
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+    main([str(tmp_path)])
+    out = capsys.readouterr().out
+    for part in ("read", "12,345", "quality", "train: 1 documents, 7 tokens", "1.5 MB/s"):
+        assert part in out
+
+
+def test_no_report(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no report; is this a dataset"):
+        print_report(tmp_path)
+    (tmp_path / "report.json").write_text("{")
+    with pytest.raises(ValueError, match="damaged report"):
+        print_report(tmp_path)
+    shutil.rmtree(tmp_path)

@@ -1,0 +1,62 @@
+import os
+
+import apache_beam as beam
+import pytest
+
+from pipeline.runner import Engine, StageError, one_line, run_beam, uses_local_runner
+
+ENGINE = Engine(num_workers=1, flags=(), spills=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "local"),
+    [
+        ((), True),
+        (("--runner=FnApiRunner",), True),
+        (("--runner", "FnApiRunner"), True),
+        (("--runner=FlinkRunner", "--flink_master=host:8081"), False),
+        (("--runner", "DataflowRunner"), False),
+    ],
+)
+def test_local_runner(flags, local):
+    assert uses_local_runner(flags) is local
+
+
+def fails(_):
+    raise ValueError("text.jsonl: no column 'txt'\n  found: text")
+
+
+def test_an_error_in_a_stage_is_its_message(tmp_path):
+    log = tmp_path / "error.log"
+    with pytest.raises(StageError) as raised:
+        run_beam(lambda p: p | beam.Create([1]) | "Fail" >> beam.Map(fails), ENGINE, log)
+    assert str(raised.value) == "text.jsonl: no column 'txt' found: text"
+    assert "in fails" in log.read_text()
+
+
+def test_one_line_of_what_worker_processes_send():
+    text = (
+        "Traceback (most recent call last):\n"
+        '  File "apache_beam/runners/common.py", line 1498, in process\n'
+        "    raise error\n"
+        "FileNotFoundError: [Errno 2] No such file: 'a'\n\n"
+        "During handling of the above exception, another exception occurred:\n\n"
+        "Traceback (most recent call last):\n"
+        '  File "worker.py", line 1, in work\n'
+        "OSError: [Errno 28] No space left on device "
+        "[while running 'BuildShards/WriteShard-ptransform-7']\n"
+    )
+    expected = "OSError: [Errno 28] No space left on device (stage BuildShards)"
+    assert one_line(RuntimeError(text)) == expected
+
+
+def test_one_line_of_an_unknown_error():
+    assert one_line(KeyError("x")) == "KeyError: 'x'"
+
+
+def test_the_environment_is_as_before(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYON_NUM_THREADS", "5")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    run_beam(lambda p: p | beam.Create([1]), ENGINE, tmp_path / "log")
+    assert os.environ["RAYON_NUM_THREADS"] == "5"
+    assert "OMP_NUM_THREADS" not in os.environ

@@ -1,0 +1,42 @@
+from collections import namedtuple
+
+import pytest
+
+from pipeline.corpus import CorpusFile, Portion
+from pipeline.space import check_free_space, estimate_bytes, full_disk_advice
+
+
+def portions(name, size):
+    file = CorpusFile(url=f"/corpus/{name}", source=name, bytes=size, version="")
+    return [Portion(0, file, 0, size, size)]
+
+
+def test_estimates():
+    assert estimate_bytes(portions("a.jsonl", 1000), characters=False) == 900
+    assert estimate_bytes(portions("a.jsonl", 1000), characters=True) == 4000
+    assert estimate_bytes(portions("a.jsonl.gz", 1000), characters=False) == 2700
+
+
+def test_a_disk_surely_too_small_is_refused(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(0, 0, 2**30))
+    check_free_space(tmp_path, portions("a.jsonl", 2 * 2**30), characters=False)
+    expected = r"1.00 GiB are free on its disk, the build needs at least 1.35 GiB"
+    with pytest.raises(ValueError, match=expected):
+        check_free_space(tmp_path, portions("a.jsonl", 3 * 2**30), characters=False)
+
+
+def test_what_a_killed_build_wrote_counts_as_free(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(0, 0, 10))
+    (tmp_path / ".work").mkdir()
+    (tmp_path / ".work" / "spill").write_bytes(bytes(500))
+    check_free_space(tmp_path, portions("a.jsonl", 1000), characters=False)
+
+
+@pytest.mark.parametrize(
+    ("message", "is_full"),
+    [("OSError: [Errno 28] No space left on device", True), ("OSError: Permission denied", False)],
+)
+def test_advice(message, is_full):
+    assert ("free space" in full_disk_advice(message)) is is_full
