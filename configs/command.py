@@ -46,12 +46,15 @@ def parse(
     return config, rest
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a verb: a mistake of the user or a fault of a disk is one line on stderr, exit code 2."""
+def run(main: Callable[[], None], *, who: str = "") -> None:
+    """Run a verb: a mistake of the user or a fault of a disk is one line on stderr, exit code 2.
+
+    `who` stands before it, where several processes may say the same.
+    """
     try:
         main()
     except (ValueError, OSError) as error:
-        fail(f"error: {error}")
+        fail(f"{who}error: {error}")
     except KeyboardInterrupt:
         fail("interrupted", code=130)
 

@@ -5,6 +5,7 @@ import sys
 import warnings
 
 from configs import command
+from training import distributed
 from training.config import TrainingConfig
 
 PROG = "python -m training"
@@ -19,7 +20,8 @@ def main() -> None:
     """Load the config, build the parts, train."""
     arguments = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
     config, _ = command.parse(TrainingConfig, arguments, prog=PROG, doc=DOC)
-    command.run(lambda: train(config))
+    who = "" if distributed.is_rank_zero() else f"rank {distributed.rank()}: "
+    command.run(lambda: train(config), who=who)
 
 
 def train(config: TrainingConfig) -> None:

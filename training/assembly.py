@@ -51,6 +51,11 @@ def open_run(config: TrainingConfig) -> Run:
     )
     config.schedule.check(config.num_steps)
     manifest = load_manifest(config.data.dataset_dir)
+    if config.evaluation.every_steps and not manifest.splits.get("validation"):
+        raise ValueError(
+            f"{config.data.dataset_dir}: has no validation split; set evaluation.every_steps=0, "
+            "or build it again with split.fraction or split.documents"
+        )
     if manifest.tokenizer is None:
         raise ValueError(f"{config.data.dataset_dir}: has no tokenizer, expected a text dataset")
     tokenizer = manifest.tokenizer
@@ -73,6 +78,7 @@ def build_engine(config: TrainingConfig, run: Run) -> Engine:
     """The model with seeded weights, its optimizer, and DeepSpeed around them."""
     torch.manual_seed(config.seed)
     model = config.model.module.Model(config.model.config)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())  # ZeRO-3 empties it
     apply_activation_checkpointing(model.blocks, config.engine.activation_checkpointing)
     engine = Engine(
         Objective(model, run.task),
@@ -83,7 +89,6 @@ def build_engine(config: TrainingConfig, run: Run) -> Engine:
     )
     torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout differs between ranks
     batch = config.batch
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     say(
         f"{config.model.name} of {num_parameters:,} parameters on {distributed.world_size()} "
         f"{engine.device.type} ranks, ZeRO stage {config.engine.zero_stage}, "
