@@ -1,0 +1,37 @@
+"""Runs command lines read from stdin, one JSON object a line, in this process; answers in JSON."""
+
+import contextlib
+import io
+import json
+import os
+import runpy
+import sys
+import traceback
+
+
+def main():
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints past sys.stdout is no answer
+    for line in sys.stdin:
+        request = json.loads(line)
+        answers.write(json.dumps(run(request["module"], request["argv"])) + "\n")
+        answers.flush()
+
+
+def run(module, argv):
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    sys.argv = [module, *argv]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException:  # noqa: BLE001  (told as the exit of a process)
+            code = 1
+            traceback.print_exc()
+    return {"code": code, "stdout": out.getvalue(), "stderr": err.getvalue()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""A tiny text dataset, engine cases on one and two ranks, and a warm process for command lines."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+TEXT = "the mill turns and the water runs; " * 5
+END_OF_DOCUMENT = "<|endoftext|>"
+
+
+@pytest.fixture(scope="session")
+def environment():
+    """Variables of a process that trains on the CPU, without a launcher's."""
+    launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    kept = {name: value for name, value in os.environ.items() if name not in launcher}
+    return kept | {
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+@pytest.fixture(scope="session")
+def dataset_dir(tmp_path_factory):
+    """3,500 training and 700 validation tokens of characters, one document of 175 after another."""
+    return write_text_dataset(tmp_path_factory.mktemp("dataset"), TEXT)
+
+
+def write_text_dataset(folder, text):
+    from pipeline.manifest import Manifest, write_manifest
+    from pipeline.tar import write_shard
+    from pipeline.tokenizer import (
+        characters_tokenizer,
+        describe_tokenizer,
+        parse_tokenizer,
+        write_tokenizer,
+    )
+
+    tokenizer = characters_tokenizer(text, end_of_document=END_OF_DOCUMENT)
+    write_tokenizer(tokenizer, folder / "tokenizer.json")
+    described = describe_tokenizer(tokenizer, end_of_document=END_OF_DOCUMENT)
+    document = [*parse_tokenizer(tokenizer).encode(text).ids, described.end_of_document]
+    splits = {}
+    for split, copies in (("train", 20), ("validation", 4)):
+        samples = [_block(f"{split}-{n}", document * (copies // 2)) for n in range(2)]
+        shard = write_shard(folder / f"{split}-000000.tar", samples, chunk_bytes=1)
+        splits[split] = (shard,)
+    write_manifest(
+        Manifest(
+            kind="text",
+            splits=splits,
+            config={},
+            libraries={},
+            tokenizer=described,
+            token_dtype="uint16",
+        ),
+        folder,
+    )
+    return folder
+
+
+def _block(key, tokens):
+    from pipeline.tar import Sample, encode_npy
+
+    length = len(TEXT) + 1
+    files = {
+        "docs.npy": encode_npy(np.arange(0, len(tokens), length, dtype=np.uint32)),
+        "json": json.dumps({"documents": [], "tokens": len(tokens)}).encode(),
+        "tokens.npy": encode_npy(np.array(tokens, np.uint16)),
+    }
+    return Sample(key, files, tokens=len(tokens))
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory, environment):
+    """The engine cases on two gloo ranks, by name."""
+    return run_cases(tmp_path_factory.mktemp("two-ranks"), environment, world_size=2)
+
+
+@pytest.fixture(scope="session")
+def one_rank(tmp_path_factory, environment):
+    """The engine cases on one rank, by name."""
+    return run_cases(tmp_path_factory.mktemp("one-rank"), environment, world_size=1)
+
+
+def run_cases(folder, environment, *, world_size):
+    import torch
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    out = folder / "results.pt"
+    ranks = []
+    for rank in range(world_size):
+        launcher = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        with (folder / f"rank-{rank}.log").open("w") as log:
+            ranks.append(
+                subprocess.Popen(
+                    [sys.executable, HERE / "engine_worker.py", out],
+                    env=environment | launcher,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    try:
+        codes = [process.wait(timeout=110) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    logs = "\n".join((folder / f"rank-{rank}.log").read_text() for rank in range(world_size))
+    assert not any(codes), logs
+    results = torch.load(out, weights_only=False)
+    errors = [f"{name}: {case['error']}" for name, case in results.items() if "error" in case]
+    assert not errors, "\n".join(errors)
+    return results
+
+
+class WarmPython:
+    """Runs command lines of our modules in one process that has imported everything once."""
+
+    def __init__(self, folder, environment):
+        self.log = (folder / "cli.log").open("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, HERE / "cli_worker.py"],
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+        )
+
+    def __call__(self, module, *arguments):
+        """Exit code, stdout and stderr of `python -m module arguments`, as a dictionary."""
+        request = json.dumps({"module": module, "argv": [str(word) for word in arguments]})
+        self.process.stdin.write(request + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            self.log.seek(0)
+            raise AssertionError(f"the process died: {self.log.read()}")
+        return json.loads(answer)
+
+    def close(self):
+        self.process.stdin.close()
+        try:
+            self.process.wait(timeout=10)
+        finally:
+            self.process.kill()
+            self.log.close()
+
+
+@pytest.fixture(scope="session")
+def cli(tmp_path_factory, environment):
+    """`cli("training", "CONFIG", "key=value")`: exit code, stdout, stderr."""
+    python = WarmPython(tmp_path_factory.mktemp("cli"), environment)
+    yield python
+    python.close()
+
+
+@pytest.fixture(scope="session")
+def write_config(tmp_path_factory, dataset_dir):
+    """Writes the YAML of a run of a tiny model in fp32 with dropout; returns its path."""
+
+    def write(**changes):
+        sections = {
+            "num_steps": 6,
+            "model": "{name: transformer, vocab_size: 32, d_model: 16, num_layers: 2, num_heads: 2,"
+            " max_positions: 16, dropout: 0.1}",
+            "task": "{name: causal_lm}",
+            "data": f"{{dataset_dir: {dataset_dir}, sequence_length: 16, num_lanes: 4, window: 4}}",
+            "batch": "{global_batch_size: 4, micro_batch_size: 2}",
+            "optimizer": "{peak_learning_rate: 0.01}",
+            "engine": "{zero_stage: 1, precision: fp32}",
+            "checkpoints": "{every_steps: 2, keep: 2}",
+            "evaluation": "{every_steps: 3}",
+            "logging": "{every_steps: 4}",
+        } | changes
+        path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+        path.write_text("".join(f"{key}: {value}\n" for key, value in sections.items()))
+        return path
+
+    return write

@@ -1,0 +1,339 @@
+"""All engine cases in one process group: started once per world size, since an import takes 7 s.
+
+`python engine_worker.py OUT` with the variables of a launcher; rank 0 writes OUT, a dictionary from
+case to result, or to the traceback under `error`. The global batches do not depend on world size.
+"""
+
+import sys
+import traceback
+from functools import partial
+from pathlib import Path
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from torch import nn
+
+from training import distributed
+from training import engine as engines
+from training.activation_checkpointing import apply_activation_checkpointing
+from training.deepspeed_config import Config
+from training.models import transformer
+from training.objective import Objective
+from training.optimizer import Config as OptimizerConfig
+from training.optimizer import build_optimizer, parameter_groups
+from training.tasks import causal_lm
+
+GLOBAL_BATCH = 8
+LENGTH = 8
+VOCABULARY = 17
+LEARNING_RATES = [0.01, 0.03, 0.001, 0.02, 0.005]
+CLIP = 0.5
+STAGES = (0, 1, 2, 3)
+
+
+def main(out):
+    engines.initialize_distributed()
+    results = {}
+    for name, case in cases(Path(out).parent).items():
+        try:
+            results[name] = case()
+        except Exception:  # noqa: BLE001  (the other cases go on)
+            results[name] = {"error": traceback.format_exc()}
+    if distributed.is_rank_zero():
+        torch.save(results, out)
+
+
+def cases(folder):
+    """By name. One rank takes what it should share with two; fp16 at stage 0 comes last."""
+    found = {"reference": reference}
+    for stage in STAGES:
+        for accumulation in (1, 4):
+            micro = GLOBAL_BATCH // accumulation // distributed.world_size()
+            found[f"fp32 zero{stage} accumulation{accumulation}"] = partial(
+                train, stage, micro_batch_size=micro
+            )
+        for precision in ("fp32", "bf16"):
+            found[f"accumulate {precision} zero{stage}"] = partial(accumulate, stage, precision)
+            found[f"save {precision} zero{stage}"] = partial(
+                save_and_load, folder, stage, precision
+            )
+    if distributed.world_size() > 1:
+        for stage in STAGES:
+            found |= cases_of_two_ranks(stage)
+    # torch's autocast in fp16 leaves a dtype behind in DeepSpeed, and later engines scale by it.
+    found["fp16 refused"] = fp16_refused
+    found["save fp16 zero0"] = partial(save_and_load, folder, 0, "fp16")
+    found["overflow zero0"] = partial(overflow, 0)
+    return found
+
+
+def cases_of_two_ranks(stage):
+    found = {
+        f"bf16 zero{stage}": partial(train, stage, precision="bf16"),
+        f"evaluate zero{stage}": partial(evaluate, stage),
+    }
+    for precision in ("fp32", "bf16"):
+        found[f"nan {precision} zero{stage}"] = partial(nan_gradient, stage, precision)
+    for limit in (0.0, 0.5):
+        found[f"clip {limit} zero{stage}"] = partial(clip, stage, limit)
+    for mode in ("none", "full"):
+        found[f"blocks {mode} zero{stage}"] = partial(
+            train, stage, activation_checkpointing=mode, dropout=0.2
+        )
+    if stage:
+        found[f"overflow zero{stage}"] = partial(overflow, stage)
+    return found
+
+
+# The transformer and its batches.
+
+
+def build_model(*, dropout=0.0, seed=0):
+    torch.manual_seed(seed)
+    return transformer.Model(
+        transformer.Config(
+            vocab_size=VOCABULARY,
+            d_model=16,
+            num_layers=2,
+            num_heads=2,
+            max_positions=LENGTH,
+            dropout=dropout,
+        )
+    )
+
+
+def build_task():
+    return causal_lm.Task(causal_lm.Config(), vocab_size=VOCABULARY, end_of_document=0)
+
+
+def build(
+    stage,
+    *,
+    precision="fp32",
+    micro_batch_size=2,
+    activation_checkpointing="none",
+    dropout=0.0,
+    seed=0,
+):
+    model = build_model(dropout=dropout, seed=seed)
+    apply_activation_checkpointing(model.blocks, activation_checkpointing)
+    config = Config(zero_stage=stage, precision=precision, max_grad_norm=CLIP)
+    torch.manual_seed(seed + 1 + distributed.rank())
+    return engines.Engine(
+        Objective(model, build_task()),
+        build_optimizer(model, OptimizerConfig()),
+        config,
+        micro_batch_size=micro_batch_size,
+        gradient_accumulation_steps=GLOBAL_BATCH // micro_batch_size // distributed.world_size(),
+    )
+
+
+def global_batch(step):
+    """Row r has its first 7 - r targets ignored, the last rows of every other step all of them."""
+    generator = torch.Generator().manual_seed(step)
+    tokens = torch.randint(VOCABULARY, (GLOBAL_BATCH, LENGTH + 1), generator=generator)
+    targets = tokens[:, 1:].clone()
+    for row in range(GLOBAL_BATCH):
+        targets[row, : LENGTH - 1 - row] = causal_lm.IGNORED
+    if step % 2:
+        targets[6:] = causal_lm.IGNORED
+    return {"tokens": tokens[:, :-1].clone(), "targets": targets}
+
+
+def own_batches(step, micro_batch_size):
+    batch, share = global_batch(step), GLOBAL_BATCH // distributed.world_size()
+    first = distributed.rank() * share
+    return [
+        {name: tensor[start : start + micro_batch_size] for name, tensor in batch.items()}
+        for start in range(first, first + share, micro_batch_size)
+    ]
+
+
+def weights(engine):
+    parameters = list(engine.module.named_parameters())
+    with deepspeed.zero.GatheredParameters(
+        [parameter for _, parameter in parameters], enabled=engine.config.zero_stage == 3
+    ):
+        return {name: parameter.detach().float().clone() for name, parameter in parameters}
+
+
+def take_steps(engine, steps, *, micro_batch_size=2):
+    results = [
+        engine.train_step(own_batches(step, micro_batch_size), LEARNING_RATES[step])
+        for step in steps
+    ]
+    return {
+        "losses": [float(result.loss) for result in results],
+        "norms": [float(result.grad_norm) for result in results],
+        "targets": [int(result.num_targets) for result in results],
+        "skipped": [result.skipped for result in results],
+        "scales": [result.loss_scale for result in results],
+        "weights": weights(engine),
+    }
+
+
+def train(stage, *, micro_batch_size=2, **settings):
+    engine = build(stage, micro_batch_size=micro_batch_size, **settings)
+    initial = weights(engine)
+    steps = range(len(LEARNING_RATES))
+    return {"initial": initial} | take_steps(engine, steps, micro_batch_size=micro_batch_size)
+
+
+def reference():
+    """The same steps by torch alone: one process, the whole batch at once, float32."""
+    model, task = build_model(), build_task()
+    initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    groups = parameter_groups(model, weight_decay=OptimizerConfig().weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=OptimizerConfig().betas, eps=1e-8)
+    rows = {"losses": [], "norms": [], "targets": []}
+    for step, learning_rate in enumerate(LEARNING_RATES):
+        batch = global_batch(step)
+        logits = model(batch["tokens"])
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
+        loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        rows["norms"].append(float(nn.utils.clip_grad_norm_(model.parameters(), CLIP)))
+        optimizer.step()
+        optimizer.zero_grad()
+        rows["losses"].append(float(loss))
+        rows["targets"].append(task.num_targets(batch))
+    named = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return {"initial": initial, "weights": named, **rows}
+
+
+def evaluate(stage):
+    """Two rounds of batches whose ranks differ in targets, against the loss over all at once."""
+    engine = build(stage, dropout=0.3)
+    batches = [batch for step in (0, 1) for batch in own_batches(step, 2)]
+    loss, num_targets, metrics = engine.evaluate(batches)
+    again, *_ = engine.evaluate(batches)
+    model = build_model(dropout=0.3).eval()
+    both = [global_batch(step) for step in (0, 1)]
+    tokens, targets = (torch.cat([batch[name] for batch in both]) for name in ("tokens", "targets"))
+    expected = nn.functional.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
+    return {
+        "loss": loss,
+        "again": again,
+        "targets": num_targets,
+        "metrics": metrics,
+        "expected": float(expected),
+        "expected_targets": int((targets != causal_lm.IGNORED).sum()),
+        "training": engine.module.training,
+    }
+
+
+def save_and_load(folder, stage, precision):
+    folder = folder / f"{precision}-zero{stage}"
+    if distributed.is_rank_zero():
+        folder.mkdir()
+    distributed.barrier()
+    engine = build(stage, precision=precision)
+    take_steps(engine, (0, 1))
+    saved = weights(engine)
+    engine.save(folder)
+    other = build(stage, precision=precision, seed=99)
+    other.load(folder)
+    return {
+        "files": sorted(path.name for path in folder.rglob("*")),
+        "saved": saved,
+        "loaded": weights(other),
+        "consolidated": engines.load_weights(folder),
+        "on": take_steps(engine, (2, 3)),
+        "resumed": take_steps(other, (2, 3)),
+    }
+
+
+# A linear model whose gradient is its input: numbers that one can work out by hand.
+
+
+class SumTask:
+    def num_targets(self, batch):
+        return len(batch["x"])
+
+    def loss(self, model, batch):
+        return model(batch["x"]).float().sum(), {}
+
+
+def build_line(config, *, accumulation):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1, bias=False)
+    return engines.Engine(
+        Objective(model, SumTask()),
+        torch.optim.SGD(model.parameters(), lr=0.0),
+        config,
+        micro_batch_size=1,
+        gradient_accumulation_steps=accumulation,
+    )
+
+
+def line_step(engine, values):
+    """A step of learning rate 1 on micro batches of one row each, `value 0 0 0`."""
+    before = weights(engine)["weight"]
+    dtype = next(engine.module.parameters()).dtype
+    batches = [{"x": torch.tensor([[value, 0.0, 0.0, 0.0]], dtype=dtype)} for value in values]
+    result = engine.train_step(batches, 1.0)
+    after = weights(engine)["weight"]
+    return {
+        "norm": float(result.grad_norm),
+        "moved": float((after - before).norm()),
+        "finite": bool(after.isfinite().all()),
+        "skipped": result.skipped,
+        "scale": result.loss_scale,
+    }
+
+
+def accumulate(stage, precision):
+    engine = build_line(
+        Config(zero_stage=stage, precision=precision, max_grad_norm=0.0), accumulation=8
+    )
+    return line_step(engine, [256.0] + [1.0] * 7)
+
+
+def clip(stage, limit):
+    engine = build_line(
+        Config(zero_stage=stage, precision="fp32", max_grad_norm=limit), accumulation=1
+    )
+    return line_step(engine, [3.0])
+
+
+def nan_gradient(stage, precision):
+    engine = build_line(Config(zero_stage=stage, precision=precision), accumulation=1)
+    first = line_step(engine, [float("nan") if distributed.rank() == 0 else 1.0])
+    return [first, line_step(engine, [1.0])]
+
+
+def overflow(stage):
+    """The scale begins at 2 ** 16, above the largest fp16 number 65504."""
+    with_fp16(True)
+    try:
+        config = Config(zero_stage=stage, precision="fp16", max_grad_norm=0.0)
+        engine = build_line(config, accumulation=1)
+        return [line_step(engine, [1.0]) for _ in range(4)]
+    finally:
+        with_fp16(False)
+
+
+def with_fp16(supported):
+    """Let DeepSpeed believe that this CPU computes fp16: torch does, slowly."""
+    accelerator = get_accelerator()
+    accelerator.is_fp16_supported = lambda: supported
+    kinds = [torch.float, torch.bfloat16] + [torch.float16] * supported
+    accelerator.supported_dtypes = lambda: kinds
+
+
+def fp16_refused():
+    with_fp16(False)
+    messages = []
+    for stage in STAGES:
+        try:
+            build(stage, precision="fp16")
+            messages.append("")
+        except ValueError as error:
+            messages.append(str(error))
+    return messages
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

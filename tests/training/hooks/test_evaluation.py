@@ -1,0 +1,118 @@
+"""The evaluation hook with an engine that returns what it is told."""
+
+import math
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+
+from training.checkpoint import RunState
+from training.hooks.evaluation import Config, EvaluationHook
+from training.trainer import StepInfo
+
+
+class FakeEngine:
+    def __init__(self, losses):
+        self.losses = iter(losses)
+        self.seen = []
+
+    def evaluate(self, batches):
+        self.seen.append(batches)
+        return next(self.losses), 1234, {"accuracy": 0.5}
+
+
+def state_of(step):
+    return RunState(
+        step=step, samples_seen=0, skipped_steps=0, world_size=1, zero_stage=0, data_order="f"
+    )
+
+
+def info_of(step):
+    return StepInfo(state_of(step), 10, 0.1, None, 1.0, 0.0)
+
+
+def row_of(step, loss):
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    return {
+        "step": step,
+        "loss": loss,
+        "perplexity": perplexity,
+        "accuracy": 0.5,
+        "num_targets": 1234,
+    }
+
+
+def build(folder, losses, *, step=0, writer=None):
+    hook = EvaluationHook(FakeEngine(losses), ["batch"], writer, every_steps=2, run_dir=folder)
+    hook.on_start(state_of(step))
+    return hook
+
+
+def test_rows_and_lines(tmp_path, capsys):
+    hook = build(tmp_path, [2.0, 1.5, 1.75])
+    assert hook.every_n_steps == 2
+    for step in (2, 4, 6):
+        hook.on_step(info_of(step))
+    assert hook.log.rows() == [row_of(2, 2.0), row_of(4, 1.5), row_of(6, 1.75)]
+    assert hook.engine.seen == [["batch"]] * 3
+    assert hook.log.path.name == "evaluation.jsonl"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith(
+        "validation at step 6: loss 1.7500, perplexity 5.75 over 1,234 targets in "
+    )
+    assert [line.split("; ")[1] for line in lines] == [
+        "best so far 2.0000",
+        "best so far 1.5000",
+        "best so far 1.5000",
+    ]
+
+
+def test_tensorboard(tmp_path):
+    with SummaryWriter(str(tmp_path)) as writer:
+        hook = build(tmp_path, [2.0, 1.5], writer=writer)
+        for step in (2, 4):
+            hook.on_step(info_of(step))
+    events = EventAccumulator(str(tmp_path)).Reload()
+    found = {
+        name: [(event.step, event.value) for event in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
+    }
+    assert found == {
+        "validation/loss": [(2, 2.0), (4, 1.5)],
+        "validation/perplexity": [
+            (2, pytest.approx(math.exp(2.0))),
+            (4, pytest.approx(math.exp(1.5))),
+        ],
+        "validation/accuracy": [(2, 0.5), (4, 0.5)],
+    }
+
+
+def test_a_resumed_run_knows_the_best_before_its_checkpoint(tmp_path, capsys):
+    hook = build(tmp_path, [1.0, 3.0, 0.5])
+    for step in (2, 4, 6):
+        hook.on_step(info_of(step))
+    resumed = build(tmp_path, [2.0], step=4)
+    resumed.on_step(info_of(6))
+    assert resumed.log.rows() == [row_of(2, 1.0), row_of(4, 3.0), row_of(6, 2.0)]
+    assert capsys.readouterr().out.endswith("best so far 1.0000\n")
+
+
+def test_a_diverged_model(tmp_path):
+    hook = build(tmp_path, [1000.0])
+    hook.on_step(info_of(2))
+    assert hook.log.rows() == [row_of(2, 1000.0)]
+
+
+def test_other_ranks_evaluate_and_write_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    hook = build(tmp_path, [1.0])
+    hook.on_step(info_of(2))
+    assert hook.engine.seen == [["batch"]]
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["every_steps", "max_samples", "micro_batch_size"])
+def test_negative_numbers(name):
+    with pytest.raises(ValueError, match=f"{name} must be 0 or more, found -1"):
+        Config(**{name: -1})

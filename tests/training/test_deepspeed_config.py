@@ -1,0 +1,113 @@
+"""DeepSpeed's config against golden files, and each of its rules by itself."""
+
+import itertools
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from training.deepspeed_config import NEVER, Config, build_deepspeed_config
+
+GOLDEN = Path(__file__).parent / "golden"
+COMBINATIONS = list(itertools.product((0, 1, 2, 3), ("fp32", "bf16", "fp16")))
+REMOVED_KEYS = {
+    *("nebula", "compression_training", "amp", "quantize_training", "sparse_gradients"),
+    *("eigenvalue", "sparse_attention", "elasticity", "graph_harvesting"),
+    *("curriculum_learning", "progressive_layer_drop"),
+}
+"""DeepSpeed 0.19.7 and later refuse them."""
+
+every_combination = pytest.mark.parametrize(("stage", "precision"), COMBINATIONS)
+
+
+def build(stage, precision, *, num_parameters=1_000_000, overlap=True, **settings):
+    return build_deepspeed_config(
+        Config(zero_stage=stage, precision=precision, **settings),
+        micro_batch_size=8,
+        gradient_accumulation_steps=4,
+        num_parameters=num_parameters,
+        overlap=overlap,
+    )
+
+
+@every_combination
+def test_golden(stage, precision):
+    path = GOLDEN / f"zero{stage}-{precision}.json"
+    text = json.dumps(build(stage, precision), indent=2) + "\n"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text(), (
+        f"if this is meant: UPDATE_GOLDEN=1 python -m pytest {__file__}"
+    )
+
+
+def test_no_golden_file_is_left_over():
+    names = {path.name for path in GOLDEN.iterdir()}
+    assert names == {f"zero{stage}-{precision}.json" for stage, precision in COMBINATIONS}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_low_precision_accumulates_in_fp32(stage, precision):
+    config = build(stage, precision)
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert config[precision]["enabled"] is True
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_stage_0_never_uses_the_wrappers_that_take_a_hidden_step(precision):
+    config = build(0, precision)
+    assert not {"bf16", "fp16", "data_types"} & config.keys()
+    dtype = config.get("torch_autocast", {}).get("dtype")
+    assert dtype == {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}[precision]
+
+
+@every_combination
+def test_clipping_is_always_set(stage, precision):
+    # At stage 0 the engine clips itself, to know the norm.
+    expected = 0.0 if stage == 0 else 0.7
+    assert build(stage, precision, max_grad_norm=0.7)["gradient_clipping"] == expected
+
+
+@every_combination
+def test_deepspeed_prints_nothing_and_uses_no_removed_key(stage, precision):
+    config = build(stage, precision)
+    assert config["steps_per_print"] == NEVER >= 10**9
+    assert config["wall_clock_breakdown"] is False
+    assert not REMOVED_KEYS & config.keys()
+    assert not [key for key in config["zero_optimization"] if key.startswith("mics_")]
+    assert not {"optimizer", "scheduler"} & config.keys()  # ours
+
+
+@every_combination
+@pytest.mark.parametrize("num_parameters", [1, 1000, 7_000_000_000])
+def test_buckets_fit_the_model(stage, precision, num_parameters):
+    config = build(stage, precision, num_parameters=num_parameters, bucket_elements=5000)
+    zero = config["zero_optimization"]
+    bucket = min(5000, num_parameters)
+    assert zero["reduce_bucket_size"] == zero["allgather_bucket_size"] == bucket
+    if stage == 3:
+        assert zero["stage3_prefetch_bucket_size"] == bucket
+        assert 1 <= zero["stage3_max_live_parameters"] <= max(1, num_parameters // 2)
+        assert 1 <= zero["stage3_max_reuse_distance"] <= max(1, num_parameters // 2)
+        assert zero["stage3_param_persistence_threshold"] <= max(0, num_parameters // 100)
+
+
+def test_batch_and_overlap_are_passed_on():
+    config = build(2, "bf16", overlap=False)
+    assert config["train_micro_batch_size_per_gpu"] == 8
+    assert config["gradient_accumulation_steps"] == 4
+    assert config["zero_optimization"]["overlap_comm"] is False
+
+
+def test_the_loss_scale_is_dynamic_and_ours():
+    fp16 = build(1, "fp16", initial_loss_scale_power=9, loss_scale_window=77)["fp16"]
+    assert fp16["loss_scale"] == 0  # dynamic
+    assert (fp16["initial_scale_power"], fp16["loss_scale_window"]) == (9, 77)
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_grad_norm", -1.0), ("bucket_elements", 0)])
+def test_numbers_without_a_meaning(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be .* found {value}"):
+        Config(**{name: value})
