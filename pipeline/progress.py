@@ -17,6 +17,8 @@ from pipeline.work import WorkFolder, read_json
 
 WRITE_SECONDS = 0.5
 """A worker writes its counters at most so often."""
+QUIET_SECONDS = 5.0
+"""When nothing was read for so long, no time left is guessed."""
 LIVE_SECONDS, PLAIN_SECONDS = 0.5, 5.0
 """How often the line is renewed on a terminal, and printed elsewhere."""
 
@@ -66,6 +68,8 @@ class ProgressDisplay:
         self.total_bytes = sum(portion.bytes for portion in portions)
         self.phase = phase
         self.started = time.monotonic()
+        self.last = (0, 0.0)
+        """Bytes read, and the seconds after which they were: behind it other work is done."""
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._show, daemon=True)
 
@@ -90,7 +94,9 @@ class ProgressDisplay:
         sums = [sum(column) for column in zip(*filter(None, counters), strict=True)] or [0, 0, 0]
         records, read_bytes, rejects = sums
         seconds = time.monotonic() - self.started
-        rate = read_bytes / seconds
+        if read_bytes != self.last[0]:
+            self.last = (read_bytes, seconds)
+        rate = read_bytes / max(self.last[1], 1e-3)
         share = min(read_bytes / self.total_bytes, 1.0) if self.total_bytes else 0.0
         parts = [
             f"{self.phase}: {records:,} records",
@@ -98,7 +104,7 @@ class ProgressDisplay:
             f"{rejects:,} rejects",
             f"{rate / 1e6:.1f} MB/s",
         ]
-        if 0.01 < share < 1:
+        if 0.01 < share < 1 and seconds - self.last[1] < QUIET_SECONDS:
             parts.append(f"{_duration(seconds / share - seconds)} left")
         shards = sum(1 for _ in self.work.shards.glob("*.json"))
         return ", ".join([*parts, f"{shards} shards written"] if shards else parts)

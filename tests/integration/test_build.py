@@ -389,3 +389,25 @@ def test_config_yaml_builds_the_same_dataset(built, tmp_path):
     again = load(PipelineConfig, built / "config.yaml", [f"dataset_dir={tmp_path / 'dataset'}"])
     other = build(again)
     assert digests(other) == digests(built)
+
+
+@pytest.mark.slow
+def test_an_error_in_a_worker_process_is_one_line(corpus, tmp_path):
+    moved = shutil.copytree(corpus, tmp_path / "bad")
+    (moved / "c.jsonl").write_text("{worse\n" * 30)
+    path = tmp_path / "c.yaml"
+    path.write_text(config_yaml(moved, tmp_path / "dataset"))
+    command = [sys.executable, "-m", "pipeline", str(path), "num_workers=2"]
+    failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lines = [line for line in failed.stderr.splitlines() if " MB/s" not in line]
+    assert failed.returncode == 1
+    assert len(lines) == 1
+    assert lines[0].startswith("error: 31 of 451 records (6.87%) could not be read")
+
+
+def config_yaml(corpus, dataset_dir):
+    return (
+        f"dataset_dir: {dataset_dir}\n"
+        f"corpus: {{format: jsonl, path: [{corpus}]}}\n"
+        "tokenizer: {vocab_size: 300}\n"
+    )

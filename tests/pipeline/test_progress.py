@@ -28,6 +28,8 @@ def test_counters_of_all_workers_add_up(work):
     display.started -= 2
     line = display.line()
     assert line.startswith("reading: 1,500 records, 2 of 8 MB, 3 rejects, 1.0 MB/s, 0:06 left")
+    display.started -= 8  # all is read, and the tokenizer is trained
+    assert display.line() == "reading: 1,500 records, 2 of 8 MB, 3 rejects, 1.0 MB/s"
 
 
 def test_before_the_first_batch(work):
