@@ -76,9 +76,10 @@ class Engine:
             num_parameters=sum(parameter.numel() for parameter in objective.parameters()),
             overlap=self.device.type != "cpu",
         )
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=objective, optimizer=optimizer, config=settings, dist_init_required=False
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory, asked or not
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=objective, optimizer=optimizer, config=settings, dist_init_required=False
+            )
         self._complete_deepspeed()
 
     @property

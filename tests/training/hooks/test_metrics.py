@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -204,8 +205,8 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch, capsys):
 
 
 def test_the_memory_of_this_process_is_told():
-    with open("/proc/self/status") as file:
-        peak_kib = int(re.search(r"VmHWM:\s+(\d+) kB", file.read())[1])
+    status = Path("/proc/self/status").read_text()
+    peak_kib = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
     if not torch.cuda.is_available():
         assert metrics._memory_gib() == pytest.approx(peak_kib / 2**20, rel=0.2)
 

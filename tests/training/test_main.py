@@ -1,0 +1,227 @@
+"""`python -m training`: help, dry run, training, resuming, and the errors of its users.
+
+`cli` runs the command lines in one warm process; one test takes a real one.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+import configs
+from training.config import TrainingConfig
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run_dir(cli, write_config, tmp_path_factory):
+    """A run of six steps with checkpoints at 4 and 6; tests take copies."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    answer = cli("training", write_config(), f"run_dir={folder}")
+    assert answer["code"] == 0, answer
+    return folder
+
+
+@pytest.fixture
+def copy(run_dir, tmp_path):
+    return shutil.copytree(run_dir, tmp_path / "copy")
+
+
+@pytest.fixture
+def train(cli, write_config, tmp_path):
+    """Train with overrides; the answer of the command."""
+
+    def run(*overrides, **sections):
+        words = [word for word in overrides if not word.startswith("run_dir=")]
+        folder = [word for word in overrides if word.startswith("run_dir=")]
+        return cli(
+            "training", write_config(**sections), *(folder or [f"run_dir={tmp_path}/run"]), *words
+        )
+
+    return run
+
+
+def assert_one_line(answer, *parts):
+    assert answer["code"] == 2, answer
+    (line,) = answer["stderr"].splitlines()
+    for part in parts:
+        assert part in line
+
+
+def rows(folder, name="metrics.jsonl"):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def fields_of(schema, prefix=""):
+    for field in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(field.type) and "plugin" not in field.metadata:
+            yield from fields_of(field.type, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}"
+
+
+def test_help_lists_every_field(cli):
+    answer = cli("training", "--help")
+    assert answer["code"] == 0
+    for key in fields_of(TrainingConfig):
+        assert key in answer["stdout"], key
+    for key in ("model.d_model", "task.chunk_tokens", "deepspeed --module training CONFIG"):
+        assert key in answer["stdout"], key
+    assert answer["stderr"] == ""
+
+
+def test_dry_run_prints_the_resolved_config_and_does_nothing(train, tmp_path):
+    answer = train("--dry-run", "seed=5")
+    assert answer["code"] == 0
+    tree = yaml.safe_load(answer["stdout"])
+    assert tree["seed"] == 5
+    assert tree["model"]["d_ff"] == 64  # 4 x d_model
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "again.yaml").write_text(answer["stdout"])
+    assert (
+        configs.to_yaml(configs.load(TrainingConfig, tmp_path / "again.yaml")) == answer["stdout"]
+    )
+
+
+def test_a_run_leaves_what_it_promises(run_dir):
+    assert [row["step"] for row in rows(run_dir)] == [1, 2, 3, 4, 5, 6]
+    assert [row["samples_seen"] for row in rows(run_dir)] == [4, 8, 12, 16, 20, 24]
+    assert {row["num_targets"] for row in rows(run_dir)} == {64}
+    assert [row["step"] for row in rows(run_dir, "evaluation.jsonl")] == [3, 6]
+    names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert names == ["latest", "step-00000004", "step-00000006"]
+    assert list(run_dir.glob("events.out.tfevents.*"))
+    config = configs.load(TrainingConfig, run_dir / "config.yaml")
+    assert config.run_dir == str(run_dir)
+    checkpointed = run_dir / "checkpoints/step-00000006/config.yaml"
+    assert checkpointed.read_text() == (run_dir / "config.yaml").read_text()
+
+
+def test_a_finished_run_does_nothing(train, copy):
+    before = rows(copy)
+    answer = train(f"run_dir={copy}")
+    assert answer["code"] == 0
+    assert (
+        f"resumed from {copy}/checkpoints/step-00000006: step 6, 24 samples seen"
+        in answer["stdout"]
+    )
+    assert rows(copy) == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing summary"])
+def test_the_checkpoint_before_a_damaged_one_gives_the_same_run(train, copy, run_dir, damage):
+    newest = copy / "checkpoints/step-00000006"
+    path = newest / ("rank-00000.pt" if damage == "cut" else "checkpoint.json")
+    path.write_bytes(path.read_bytes()[:-1]) if damage == "cut" else path.unlink()
+    answer = train(f"run_dir={copy}")
+    assert answer["code"] == 0, answer
+    assert f"{newest}: damaged, passed over: {path.name}" in answer["stdout"]
+    assert f"resumed from {copy}/checkpoints/step-00000004" in answer["stdout"]
+    assert rows(copy) == rows(run_dir)  # bitwise, with dropout
+    assert rows(copy, "evaluation.jsonl") == rows(run_dir, "evaluation.jsonl")
+
+
+def damage_all(folder):
+    for state in folder.glob("checkpoints/step-*/state.json"):
+        state.write_text("{}")
+
+
+def test_all_checkpoints_damaged_auto_starts_anew(train, copy, run_dir):
+    damage_all(copy)
+    answer = train(f"run_dir={copy}")
+    assert answer["code"] == 0
+    assert answer["stdout"].count("damaged, passed over: state.json has 2 of ") == 2
+    assert "resumed" not in answer["stdout"]
+    assert rows(copy) == rows(run_dir)
+
+
+def test_all_checkpoints_damaged_required_stops(train, copy):
+    damage_all(copy)
+    answer = train(f"run_dir={copy}", "resume=required")
+    assert_one_line(answer, "resume=required, but", "holds no good checkpoint")
+
+
+def test_resume_required_and_resume_never(train, copy):
+    assert_one_line(train("resume=required"), "resume=required, but", "holds no good checkpoint")
+    assert_one_line(
+        train(f"run_dir={copy}", "resume=never"), "resume=never, but", "another run_dir"
+    )
+    answer = train(f"run_dir={copy}", "resume=required")
+    assert answer["code"] == 0
+
+
+def rewrite_state(folder, **changes):
+    """As if the checkpoint had been written under other circumstances."""
+    path = folder / "checkpoints/step-00000006/state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    summary = path.with_name("checkpoint.json")
+    tree = json.loads(summary.read_text())
+    content = path.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    tree["files"]["state.json"] = {"bytes": len(content), "sha256": sha256}
+    summary.write_text(json.dumps(tree))
+
+
+def test_another_world_size(train, copy):
+    rewrite_state(copy, world_size=2)
+    answer = train(f"run_dir={copy}")
+    assert_one_line(answer, "was written with world size 2, this run has 1; continue with 2")
+
+
+def test_another_zero_stage(train, copy):
+    answer = train(f"run_dir={copy}", "engine.zero_stage=2")
+    assert_one_line(answer, "was written with engine.zero_stage 1, this run has 2")
+
+
+def test_another_dataset_or_order(train, copy):
+    answer = train(f"run_dir={copy}", "data.sequence_length=8")
+    assert_one_line(answer, "was written with", "sequence_length 16", "sequence_length 8")
+    rewrite_state(copy, data_order="dataset f00d")
+    assert_one_line(train(f"run_dir={copy}"), "was written with", "dataset f00d")
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("engine.zero_stages=1", ["engine.zero_stages: unknown key", "did you mean 'zero_stage'?"]),
+        ("engine.zero_stage=4", ["engine.zero_stage"]),
+        ("num_steps=many", ["num_steps", "many"]),
+        ("data.dataset_dir=/nowhere", ["/nowhere", "python -m pipeline"]),
+        ("model.vocab_size=5", ["model.vocab_size is 5, but the dataset's tokenizer has"]),
+        ("model.name=transformr", ["model.name: unknown name 'transformr'", "'transformer'"]),
+        (
+            "batch.global_batch_size=5",
+            ["batch.global_batch_size=5", "batch.micro_batch_size=2 x world size 1", "4 or 6"],
+        ),
+        ("schedule.warmup_steps=6", ["warmup_steps 6", "num_steps 6"]),
+        ("engine.precision=fp16", ["engine.precision=fp16: this device computes no fp16"]),
+        ("data.sequence_length=100000", ["no sequence of 100000 + 1 tokens fits"]),
+    ],
+)
+def test_errors_are_one_line(train, override, parts):
+    answer = train(override)
+    assert_one_line(answer, *parts)
+
+
+def test_a_missing_config(cli):
+    assert_one_line(cli("training", "nowhere.yaml"), "nowhere.yaml: no such config file")
+
+
+def test_a_real_process_ends_with_code_2(write_config, environment, tmp_path):
+    process = subprocess.run(
+        [sys.executable, "-m", "training", write_config(), "run_dir=x", "sed=1"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 2
+    assert process.stdout == ""
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("python -m training: sed: unknown key (did you mean 'seed'?)")
