@@ -7,6 +7,7 @@ from configs.command import fail, parse, run
 from pipeline.build import build
 from pipeline.config import PipelineConfig
 from pipeline.runner import StageError
+from pipeline.space import full_disk_advice
 
 DOC = """Build a dataset of WebDataset tars from a text corpus.
 
@@ -20,8 +21,10 @@ def main(argv: Sequence[str]) -> None:
     )
     try:
         run(lambda: _build(config, flags))
-    except (StageError, OSError) as error:
+    except StageError as error:
         fail(f"error: {error}", code=1)
+    except OSError as error:
+        fail(f"error: {error}{full_disk_advice(str(error))}", code=1)
 
 
 def _build(config: PipelineConfig, flags: Sequence[str]) -> None:

@@ -8,10 +8,12 @@ import logging
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,12 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 THREAD_VARIABLES = ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "POLARS_MAX_THREADS")
+GRACE_SECONDS = 10.0
+"""Beam has so long to notice itself that a worker process died."""
+DEATH = (
+    "a worker process died, perhaps for lack of memory; run the same command again: what is "
+    "finished is kept, and fewer num_workers need less memory"
+)
 LOCAL_RUNNERS = ("FnApiRunner", "InMemoryRunner")
 
 _ERROR = re.compile(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception|Interrupt|Exit)): ?(.*)$", re.MULTILINE)
@@ -61,12 +69,51 @@ def run_beam(construct: Callable[[beam.Pipeline], None], engine: Engine, error_l
     runner = None if _runner(engine.flags) else _local_runner(engine.num_workers)
     pipeline = beam.Pipeline(runner=runner, options=options)
     construct(pipeline)
+    watch = _Watch()
     try:
-        with _one_thread_each(engine.num_workers):
+        with _one_thread_each(engine.num_workers), watch:
             pipeline.run().wait_until_finish()
-    except Exception as error:  # noqa: BLE001 - whatever a worker raised comes as what Beam likes
-        error_log.write_text(traceback.format_exc(), encoding="utf-8")
-        raise StageError(one_line(error)) from None
+    except (Exception, KeyboardInterrupt) as error:  # whatever a worker raised, as Beam likes it
+        if isinstance(error, KeyboardInterrupt) and not watch.died:
+            raise
+        trace = "\n".join([traceback.format_exc(), *watch.failures])
+        with suppress(OSError):  # a full disk is told all the same
+            error_log.write_text(trace, encoding="utf-8")
+        raise StageError(DEATH if watch.died else one_line(error)) from None
+
+
+class _Watch:
+    """Looks after Beam's own threads, which wait for worker processes.
+
+    Their tracebacks say nothing to a user. One that tells of a worker's death fails the run, which
+    Beam does itself later on, but not while workers start: there it would wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self.failures: list[str] = []
+        self.died = False
+        self.timer = threading.Timer(GRACE_SECONDS, self._interrupt)
+
+    def __enter__(self) -> None:
+        self.before = threading.excepthook
+        threading.excepthook = self._fail
+
+    def __exit__(self, *_: object) -> None:
+        threading.excepthook = self.before
+        self.timer.cancel()
+
+    def _fail(self, failure: threading.ExceptHookArgs) -> None:
+        self.failures.append("".join(traceback.format_exception(failure.exc_value)))
+        if "Worker subprocess exited" in str(failure.exc_value) and not self.died:
+            self.died = True
+            self.timer.daemon = True
+            self.timer.start()
+
+    @staticmethod
+    def _interrupt() -> None:
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGINT)
 
 
 @contextmanager

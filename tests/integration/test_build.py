@@ -391,6 +391,18 @@ def test_config_yaml_builds_the_same_dataset(built, tmp_path):
     assert digests(other) == digests(built)
 
 
+def test_the_shipped_corpus(tmp_path):
+    path = ROOT / "configs" / "pipeline" / "tiny_shakespeare.yaml"
+    dataset_dir = build(load(PipelineConfig, path, [f"dataset_dir={tmp_path / 'dataset'}"]))
+    manifest = read_manifest(dataset_dir)
+    assert manifest.tokenizer.vocab_size == 66  # 65 characters and the end of document
+    tokens = {
+        split: sum(shard.tokens for shard in shards) for split, shards in manifest.splits.items()
+    }
+    assert sum(tokens.values()) == 1_108_171
+    assert 0.05 < tokens["validation"] / tokens["train"] < 0.2
+
+
 @pytest.mark.slow
 def test_an_error_in_a_worker_process_is_one_line(corpus, tmp_path):
     moved = shutil.copytree(corpus, tmp_path / "bad")

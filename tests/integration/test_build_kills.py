@@ -16,6 +16,7 @@ import pytest
 from configs import load
 from pipeline.build import build
 from pipeline.config import PipelineConfig
+from pipeline.runner import StageError
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = [
@@ -183,6 +184,21 @@ def test_killed_driver_takes_its_workers_along(yaml_path, undisturbed, tmp_path)
     assert digests(finish(yaml_path, tmp_path / "d")) == undisturbed[0]
 
 
+@pytest.mark.slow
+def test_a_killed_worker_fails_the_build_in_one_line(yaml_path, undisturbed, tmp_path):
+    command = [sys.executable, "-m", "pipeline", str(yaml_path)]
+    command += [f"dataset_dir={tmp_path / 'd'}", "num_workers=2"]
+    driver = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while driver.poll() is None and not (workers := children(driver.pid)):
+        time.sleep(0.1)
+    os.kill(workers[0], signal.SIGKILL)
+    _, errors = driver.communicate(timeout=90)
+    lines = [line for line in errors.splitlines() if " MB/s" not in line]
+    assert driver.returncode == 1
+    assert [line.split(",")[0] for line in lines] == ["error: a worker process died"]
+    assert digests(finish(yaml_path, tmp_path / "d")) == undisturbed[0]
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 def test_killed_at_random_moments_with_two_processes(yaml_path, undisturbed, tmp_path):
@@ -217,16 +233,36 @@ def test_full_disk_is_told_and_a_rerun_finishes(yaml_path, undisturbed, tmp_path
     assert digests(finished) == digests(fresh)
 
 
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def resize(disk, size):
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_disk_too_small_is_refused_at_once(yaml_path, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("tmpfs cannot be mounted here")
-    try:
-        with pytest.raises(ValueError, match="GiB are free on its disk, the build needs at least"):
-            finish(yaml_path, disk / "d")
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+def test_a_disk_too_small_is_refused_at_once(yaml_path, disk):
+    with pytest.raises(ValueError, match="GiB are free on its disk, the build needs at least"):
+        finish(yaml_path, disk / "d")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["100k", "200k", "300k", "400k"])
+def test_a_disk_that_fills_up(yaml_path, undisturbed, disk, size, monkeypatch):
+    """At whatever point: the run is told, and finishes once there is room."""
+    monkeypatch.setattr("pipeline.build.check_free_space", lambda *_, **__: None)
+    resize(disk, size)
+    with pytest.raises((StageError, OSError), match="No space left on device"):
+        finish(yaml_path, disk / "d")
+    assert not (disk / "d" / "manifest.json").exists()
+    resize(disk, "8m")
+    assert digests(finish(yaml_path, disk / "d")) == undisturbed[0]

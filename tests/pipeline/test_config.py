@@ -1,5 +1,8 @@
+from pathlib import Path
+
 import pytest
 
+import configs
 from configs import ConfigError, load
 from pipeline.config import PipelineConfig, byte_config
 from pipeline.corpus import CorpusFile, Portion
@@ -11,6 +14,7 @@ from pipeline.fingerprints import (
 from pipeline.portions import place
 from pipeline.split import SplitConfig
 
+FOLDER = Path(configs.__file__).parent / "pipeline"
 MINIMAL = ["dataset_dir=d", "corpus.format=jsonl", "corpus.path=[c]"]
 PLACEMENT = place(SplitConfig(), shuffle_seed=0, partition_bits=12)
 
@@ -67,6 +71,15 @@ def test_mistakes(overrides, message):
     with pytest.raises(ConfigError) as raised:
         config(*overrides)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_yaml_is_a_citable_run(path):
+    header = "".join(line for line in path.open() if line.startswith("#"))
+    assert path.read_text().startswith("#")
+    for part in (f"python -m pipeline configs/pipeline/{path.name}", "Hardware:", "Expected"):
+        assert part in header
+    assert load(PipelineConfig, path).dataset_dir.startswith("datasets/")
 
 
 def test_a_new_shard_size_reads_nothing_again():
