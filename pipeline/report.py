@@ -12,9 +12,10 @@ from rich.table import Table
 
 from configs.command import run
 from pipeline.decide import Decision
+from pipeline.key import STAGE as DEDUPLICATE
 from pipeline.rejects import add_tallies, tally_row
 from pipeline.report_html import render_html
-from pipeline.shards import DEDUPLICATE, ShardRow
+from pipeline.shards import ShardRow
 from pipeline.split import SPLITS
 from pipeline.work import write_atomic
 

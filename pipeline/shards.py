@@ -16,6 +16,8 @@ import pyarrow as pa
 from pipeline.batch import REJECTS, concat
 from pipeline.blocks import cut_blocks
 from pipeline.hashes import key_halves
+from pipeline.key import REASON as DUPLICATE
+from pipeline.key import STAGE as DEDUPLICATE
 from pipeline.manifest import Chunks, Shard
 from pipeline.plan import PlannedShard
 from pipeline.rejects import Tally, tally, tally_from_row, tally_row, write_rejects
@@ -23,8 +25,6 @@ from pipeline.shuffle import Grouped
 from pipeline.split import VALIDATION, validation_mask
 from pipeline.tar import index_path, write_shard
 from pipeline.work import WorkFolder, read_json, write_json
-
-DEDUPLICATE, DUPLICATE = "deduplicate", "duplicate"
 
 
 @dataclass(frozen=True, slots=True)
