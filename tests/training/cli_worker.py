@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import resource
 import runpy
 import sys
 import traceback
@@ -14,8 +15,17 @@ def main():
     os.dup2(2, 1)  # whatever a library prints past sys.stdout is no answer
     for line in sys.stdin:
         request = json.loads(line)
-        answers.write(json.dumps(run(request["module"], request["argv"])) + "\n")
+        limit_files(request["file_bytes"])
+        answer = run(request["module"], request["argv"])
+        limit_files(None)
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def limit_files(num_bytes):
+    """The soft limit alone, which is lifted again; Python ignores the signal that comes with it."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if num_bytes is None else num_bytes, hard))
 
 
 def run(module, argv):

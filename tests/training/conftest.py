@@ -118,7 +118,7 @@ def run_cases(folder, environment, *, world_size):
                 )
             )
     try:
-        codes = [process.wait(timeout=110) for process in ranks]
+        codes = [process.wait(timeout=280) for process in ranks]
     finally:
         for process in ranks:
             process.kill()
@@ -145,10 +145,14 @@ class WarmPython:
             text=True,
         )
 
-    def __call__(self, module, *arguments):
-        """Exit code, stdout and stderr of `python -m module arguments`, as a dictionary."""
-        request = json.dumps({"module": module, "argv": [str(word) for word in arguments]})
-        self.process.stdin.write(request + "\n")
+    def __call__(self, module, *arguments, file_bytes=None):
+        """Exit code, stdout and stderr of `python -m module arguments`, as a dictionary.
+
+        No file may grow above `file_bytes`, as on a disk that is full.
+        """
+        argv = [str(word) for word in arguments]
+        request = {"module": module, "argv": argv, "file_bytes": file_bytes}
+        self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:

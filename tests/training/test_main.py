@@ -127,6 +127,20 @@ def test_the_checkpoint_before_a_damaged_one_gives_the_same_run(train, copy, run
     assert rows(copy, "evaluation.jsonl") == rows(run_dir, "evaluation.jsonl")
 
 
+def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(cli, write_config, copy, run_dir):
+    shutil.rmtree(copy / "checkpoints/step-00000006")
+    # The optimizer's file has 60 kB: 7,360 parameters and their moments, 4 bytes each.
+    answer = cli("training", write_config(), f"run_dir={copy}", file_bytes=40_000)
+    assert_one_line(answer, "error: checkpoint of step 6 not written to", "are untouched")
+    names = {path.name for path in (copy / "checkpoints").iterdir()}
+    assert names == {"latest", "step-00000004", ".tmp-step-00000006"}
+    answer = cli("training", write_config(), f"run_dir={copy}")
+    assert answer["code"] == 0
+    assert "resumed from" in answer["stdout"]
+    assert rows(copy) == rows(run_dir)
+    assert not (copy / "checkpoints/.tmp-step-00000006").exists()
+
+
 def damage_all(folder):
     for state in folder.glob("checkpoints/step-*/state.json"):
         state.write_text("{}")
