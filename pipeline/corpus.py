@@ -9,7 +9,7 @@ import logging
 import posixpath
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -55,7 +55,7 @@ class CorpusConfig:
     path: tuple[str, ...]
     """Files, folders, globs or fsspec URLs of the corpus."""
     portion_mib: int = 64
-    """Size of the pieces that large uncompressed files are cut into, MiB."""
+    """Largest pieces that uncompressed files are cut into, MiB; a small corpus is cut finer."""
     max_record_mib: int = 32
     """A larger record is a reject, MiB."""
 
@@ -93,8 +93,7 @@ def plan_portions(reader: ModuleType, config: CorpusConfig) -> list[Portion]:
 
     Raises:
         FileNotFoundError, ValueError: no files (see `list_files`), or the column that the config
-        names is
-            in no record of the first portion.
+            names is in no record of the first portion.
     """
     files = list_files(config.path, reader.EXTENSIONS)
     empty = [file.source for file in files if not file.bytes]
@@ -102,12 +101,21 @@ def plan_portions(reader: ModuleType, config: CorpusConfig) -> list[Portion]:
         _LOG.warning(
             "%d of %d corpus files are empty, as %s", len(empty), len(files), ", ".join(empty[:3])
         )
-    pieces = [(file, *piece) for file in files for piece in reader.cut(file, config)]
+    cutting = replace(config, portion_mib=_portion_mib(files, config.portion_mib))
+    pieces = [(file, *piece) for file in files for piece in reader.cut(file, cutting)]
     portions = [Portion(index, *piece) for index, piece in enumerate(pieces)]
     filled = [portion for portion in portions if portion.bytes]
     if filled:
         _check_column(reader, config, filled[0])
     return portions
+
+
+def _portion_mib(files: Sequence[CorpusFile], most: int) -> int:
+    """A small corpus is cut finer, into about 64 portions of at least 4 MiB: one file of 45 MB too
+    is read by several workers. Decided by the listing alone, never by the number of workers.
+    """
+    total_mib = sum(file.bytes for file in files) >> 20
+    return min(most, max(4, total_mib // 64))
 
 
 class _Found(NamedTuple):

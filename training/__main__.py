@@ -27,6 +27,7 @@ def main() -> None:
 def train(config: TrainingConfig) -> None:
     """Build the parts and train until the last step."""
     _quiet()
+    distributed.die_with_launcher()
     from training import assembly, engine  # noqa: PLC0415  (deepspeed takes seconds to import)
 
     engine.initialize_distributed()

@@ -26,6 +26,7 @@ from training.hooks.metrics import MetricsHook
 from training.hooks.samples import SamplesHook
 from training.objective import MicroBatch, Objective
 from training.optimizer import build_optimizer
+from training.run_lock import lock_run_dir
 from training.schedule import learning_rate
 from training.tasks.causal_lm import check_vocabulary
 from training.text import load_codec
@@ -40,6 +41,7 @@ class Run:
     manifest: Manifest
     task: Any
     accumulation: int
+    lock: int
 
 
 def open_run(config: TrainingConfig) -> Run:
@@ -70,8 +72,10 @@ def open_run(config: TrainingConfig) -> Run:
     run_dir = Path(config.run_dir)
     if distributed.is_rank_zero():
         run_dir.mkdir(parents=True, exist_ok=True)
+    lock = lock_run_dir(run_dir)
+    if distributed.is_rank_zero():
         (run_dir / checkpoint.CONFIG).write_text(configs.to_yaml(config))
-    return Run(run_dir, manifest, task, accumulation)
+    return Run(run_dir, manifest, task, accumulation, lock)
 
 
 def build_engine(config: TrainingConfig, run: Run) -> Engine:

@@ -4,8 +4,11 @@ Every reader of launcher variables is here. `deepspeed`, `torchrun` and a bare `
 all work.
 """
 
+import ctypes
 import os
+import signal
 import socket
+import sys
 from typing import Any
 
 import torch
@@ -41,6 +44,15 @@ def stand_alone() -> None:
         port = probe.getsockname()[1]
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     os.environ.update(alone, MASTER_PORT=str(port))
+
+
+def die_with_launcher() -> None:
+    """Under a launcher on Linux, be killed when it is: torchrun's ranks are sessions of their own
+    and would go on writing into a run folder that the next start of the run writes into too.
+    """
+    if "RANK" in os.environ and sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def barrier() -> None:

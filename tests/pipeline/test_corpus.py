@@ -1,6 +1,7 @@
 """Listing and cutting a corpus: what is found, how it is named, and what a user's mistake says."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -170,3 +171,14 @@ def test_column_in_some_record_is_enough(tmp_path):
 def test_config_checks(fields, message):
     with pytest.raises(ValueError, match=message):
         CorpusConfig(**fields)
+
+
+def test_a_small_corpus_is_cut_finer_by_its_size_alone(tmp_path):
+    (tmp_path / "one.jsonl").write_bytes(b'{"text": "0123456789"}\n' * (45 << 20 >> 4))
+    size = (tmp_path / "one.jsonl").stat().st_size
+    config = jsonl.Config(path=(str(tmp_path),))
+    portions = plan_portions(jsonl, config)
+    assert max(portion.bytes for portion in portions) <= 4 << 20
+    assert sum(portion.bytes for portion in portions) == size
+    whole = plan_portions(jsonl, replace(config, portion_mib=1))
+    assert max(portion.bytes for portion in whole) <= 1 << 20
