@@ -45,7 +45,7 @@ class Run:
 
 
 def open_run(config: TrainingConfig) -> Run:
-    """Read the manifest, check what can be checked, and write the config into the run folder."""
+    """Read the manifest, check what can be checked, and hold the run folder."""
     accumulation = accumulation_steps(
         global_batch_size=config.batch.global_batch_size,
         micro_batch_size=config.batch.micro_batch_size,
@@ -72,10 +72,7 @@ def open_run(config: TrainingConfig) -> Run:
     run_dir = Path(config.run_dir)
     if distributed.is_rank_zero():
         run_dir.mkdir(parents=True, exist_ok=True)
-    lock = lock_run_dir(run_dir)
-    if distributed.is_rank_zero():
-        (run_dir / checkpoint.CONFIG).write_text(configs.to_yaml(config))
-    return Run(run_dir, manifest, task, accumulation, lock)
+    return Run(run_dir, manifest, task, accumulation, lock_run_dir(run_dir))
 
 
 def build_engine(config: TrainingConfig, run: Run) -> Engine:
@@ -169,7 +166,9 @@ def build_trainer(
     state: RunState,
     loader: Loader[MicroBatch],
 ) -> Trainer:
-    """The loop with its schedule and hooks."""
+    """The loop with its schedule and hooks; nothing can refuse the config any more: write it."""
+    if distributed.is_rank_zero():
+        (run.dir / checkpoint.CONFIG).write_text(configs.to_yaml(config))
     rate = partial(
         learning_rate,
         shape=config.schedule.shape,

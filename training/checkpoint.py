@@ -79,10 +79,11 @@ def save_checkpoint(
     try:
         _write_files(temporary, state, write, config_yaml)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+        free_gib = _free_gib(checkpoints_dir)
+        shutil.rmtree(temporary, ignore_errors=True)  # leave the disk no fuller than it was
         raise OSError(
             f"checkpoint of step {state.step} not written to {temporary}: {error}; "
-            f"{_free_gib(checkpoints_dir):.1f} GiB are free there; "
-            "the checkpoints before it are untouched"
+            f"{free_gib:.1f} GiB were free there; the checkpoints before it are untouched"
         ) from error
     if distributed.is_rank_zero():
         if final.exists():  # damaged, and passed over when the run resumed

@@ -235,6 +235,38 @@ def test_killed_at_random_and_inside_of_a_checkpoint(unbroken, tmp_path, dataset
     assert_same_run(run, unbroken(2))
 
 
+def test_ranks_die_with_their_launcher_and_a_run_folder_has_one_writer(tmp_path, dataset_dir):
+    """Ranks are sessions of their own, and would write into the folder of the resumed run."""
+    run, second = Run(tmp_path, dataset_dir, 2), Run(tmp_path, dataset_dir, 2)
+    second.log = tmp_path / "second.log"
+    run.start("torchrun")
+    run.wait_until(lambda: run.last_checkpoint() > 0)
+    ranks = [pid for pid in descendants(run.process.pid) if is_rank(pid)]
+    assert len(ranks) == 2
+    run.signal(signal.SIGSTOP)  # alive, and holding the folder
+    second.start("deepspeed")
+    assert second.process.wait(timeout=120) != 0
+    assert f"{run.dir}: another run (process " in second.log.read_text()
+    assert "Traceback" not in second.log.read_text()
+
+    os.kill(run.process.pid, signal.SIGKILL)  # the launcher alone
+    run.process.wait()
+    deadline = time.monotonic() + 20
+    while any(is_rank(pid) for pid in ranks):
+        assert time.monotonic() < deadline, "a rank outlives its launcher"
+        time.sleep(0.1)
+
+
+def is_rank(pid):
+    """Whether the process is alive and a rank."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z" and b"torchrun" not in command and b"training" in command
+
+
 def test_a_damaged_checkpoint_of_zero_3_is_passed_over(unbroken, tmp_path, dataset_dir):
     """And one before it is enough for the same run."""
     run = Run(tmp_path, dataset_dir, 3)
