@@ -62,11 +62,14 @@ def _funnel(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _lengths(lengths: Sequence[int]) -> str:
+    """One row for each power of two, from the shortest documents to the longest."""
     largest = max(lengths, default=0) or 1
+    shortest = next((i for i, count in enumerate(lengths) if count), 0)
     cells = "".join(
         f"<tr>{_cell(f'{2**i:,} to {2 ** (i + 1) - 1:,}')}{_cell(count)}"
         f"<td>{_bar(count / largest)}</td></tr>"
         for i, count in enumerate(lengths)
+        if i >= shortest
     )
     return f"<table>{_head(('tokens', 'documents', ''))}{cells}</table>"
 
