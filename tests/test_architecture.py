@@ -175,3 +175,23 @@ def test_every_config_field_is_documented(path):
                         following.value, ast.Constant
                     )
                     assert documented, f"{path}: {node.name}.{statement.target.id} has no literal"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_every_step_of_an_expand_has_a_label_of_its_own(path):
+    """Labels are the names in the runner's UI; Beam's own guesses change with the code."""
+    for node in functions(path):
+        if node.name != "expand":
+            continue
+        steps = [
+            n.right
+            for n in ast.walk(node)
+            if isinstance(n, ast.BinOp) and isinstance(n.op, ast.BitOr)
+        ]
+        labels = []
+        for step in steps:
+            labelled = isinstance(step, ast.BinOp) and isinstance(step.op, ast.RShift)
+            assert labelled, f"{path}:{step.lineno}: a step without a label"
+            labels.append(ast.literal_eval(step.left))
+        assert len(set(labels)) == len(labels)
+        assert all(re.fullmatch(r"([A-Z][a-z0-9]*)+", label) for label in labels), labels
