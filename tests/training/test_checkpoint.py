@@ -235,7 +235,9 @@ def test_a_full_disk_is_told_and_loses_nothing(tmp_path, monkeypatch, warnings, 
     message = str(caught.value)
     assert message.startswith("checkpoint of step 2 not written to ")
     assert "No space left on device" in message
-    assert re.search(r"[\d.]+ GiB were free there; the checkpoints before it are untouched", message)
+    assert re.search(
+        r"[\d.]+ GiB were free there; the checkpoints before it are untouched", message
+    )
     assert find_last_good(tmp_path, warnings.append) == good
     assert (tmp_path / "latest").read_text() == "step-00000001\n"
     monkeypatch.undo()
