@@ -2,7 +2,7 @@
 #
 #   make demo            Tiny Shakespeare from text to a trained model, in a few minutes on 2 cores
 #   make test            what CI runs
-#   make check           the quick part of it, below a minute
+#   make check           the quick part of it
 #   make soak            long campaigns of kills
 #
 # PyPI's torch for Linux carries CUDA (5 GB). For a smaller CPU build name its index:
@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INDEX := $(if $(TORCH_INDEX),--index $(TORCH_INDEX) --index-strategy unsafe-best-match)
 
-.PHONY: demo test check soak clean
+.PHONY: demo test check lint soak clean
 .DELETE_ON_ERROR:
 
 # Some machines forbid it; without it every process compiles torch and Beam anew, 2 s each time.
@@ -33,14 +33,16 @@ demo: $(VENV)/.installed
 	@echo "TensorBoard events: runs/tiny_shakespeare/"
 	@echo "to watch them:      $(BIN)/tensorboard --logdir runs"
 
-test: check
+test: lint
 	$(BIN)/python -m pytest -m "not soak"
 
-check: $(VENV)/.installed
+check: lint
+	$(BIN)/python -m pytest -m "not slow and not soak"
+
+lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow and not soak"
 
 soak: $(VENV)/.installed
 	$(BIN)/python -m pytest -m soak
