@@ -69,16 +69,14 @@ def run_beam(construct: Callable[[beam.Pipeline], None], engine: Engine, error_l
     runner = None if _runner(engine.flags) else _local_runner(engine.num_workers)
     pipeline = beam.Pipeline(runner=runner, options=options)
     construct(pipeline)
-    watch = _Watch()
+    watch = _Watch(error_log)
     try:
         with _one_thread_each(engine.num_workers), watch:
             pipeline.run().wait_until_finish()
     except (Exception, KeyboardInterrupt) as error:  # whatever a worker raised, as Beam likes it
         if isinstance(error, KeyboardInterrupt) and not watch.died:
             raise
-        trace = "\n".join([traceback.format_exc(), *watch.failures])
-        with suppress(OSError):  # a full disk is told all the same
-            error_log.write_text(trace, encoding="utf-8")
+        watch.write_log(traceback.format_exc())
         raise StageError(DEATH if watch.died else one_line(error)) from None
 
 
@@ -86,13 +84,18 @@ class _Watch:
     """Looks after Beam's own threads, which wait for worker processes.
 
     Their tracebacks say nothing to a user. One that tells of a worker's death fails the run, which
-    Beam does itself later on, but not while workers start: there it would wait for ever.
+    Beam does itself later on, but not while workers start: there it would wait for ever. First the
+    main thread is interrupted; if Beam then waits for other workers, the process ends.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, error_log: Path) -> None:
+        self.error_log = error_log
         self.failures: list[str] = []
         self.died = False
-        self.timer = threading.Timer(GRACE_SECONDS, self._interrupt)
+        self.timers = [
+            threading.Timer(GRACE_SECONDS, self._interrupt),
+            threading.Timer(2 * GRACE_SECONDS, self._give_up),
+        ]
 
     def __enter__(self) -> None:
         self.before = threading.excepthook
@@ -100,20 +103,33 @@ class _Watch:
 
     def __exit__(self, *_: object) -> None:
         threading.excepthook = self.before
-        self.timer.cancel()
+        for timer in self.timers:
+            timer.cancel()
+
+    def write_log(self, trace: str) -> None:
+        """What the user is not shown."""
+        with suppress(OSError):  # a full disk is told all the same
+            self.error_log.write_text("\n".join([trace, *self.failures]), encoding="utf-8")
 
     def _fail(self, failure: threading.ExceptHookArgs) -> None:
         self.failures.append("".join(traceback.format_exception(failure.exc_value)))
         if "Worker subprocess exited" in str(failure.exc_value) and not self.died:
             self.died = True
-            self.timer.daemon = True
-            self.timer.start()
+            for timer in self.timers:
+                timer.daemon = True
+                timer.start()
 
     @staticmethod
     def _interrupt() -> None:
         main = threading.main_thread().ident
         assert main is not None
         signal.pthread_kill(main, signal.SIGINT)
+
+    def _give_up(self) -> None:
+        self.write_log("Beam waited for its other workers\n")
+        sys.stderr.write(f"error: {DEATH} (traceback: {self.error_log})\n")
+        sys.stderr.flush()
+        os._exit(1)  # the lock on the dataset and the workers end with this process
 
 
 @contextmanager

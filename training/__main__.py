@@ -7,6 +7,7 @@ import warnings
 from configs import command
 from training import distributed
 from training.config import TrainingConfig
+from training.run_lock import hold_run_dir
 
 PROG = "python -m training"
 DOC = """Train a model on a dataset with DeepSpeed ZeRO.
@@ -32,10 +33,11 @@ def train(config: TrainingConfig) -> None:
 
     engine.initialize_distributed()
     run = assembly.open_run(config)
-    parts = assembly.build_engine(config, run)
-    state = assembly.resume(config, run, parts)
-    with assembly.build_loader(config, run, state) as loader:
-        assembly.build_trainer(config, run, parts, state, loader).fit()
+    with hold_run_dir(run.dir):
+        parts = assembly.build_engine(config, run)
+        state = assembly.resume(config, run, parts)
+        with assembly.build_loader(config, run, state) as loader:
+            assembly.build_trainer(config, run, parts, state, loader).fit()
 
 
 def _quiet() -> None:

@@ -26,7 +26,6 @@ from training.hooks.metrics import MetricsHook
 from training.hooks.samples import SamplesHook
 from training.objective import MicroBatch, Objective
 from training.optimizer import build_optimizer
-from training.run_lock import lock_run_dir
 from training.schedule import learning_rate
 from training.tasks.causal_lm import check_vocabulary
 from training.text import load_codec
@@ -41,11 +40,10 @@ class Run:
     manifest: Manifest
     task: Any
     accumulation: int
-    lock: int
 
 
 def open_run(config: TrainingConfig) -> Run:
-    """Read the manifest, check what can be checked, and hold the run folder."""
+    """Read the manifest and check what can be checked."""
     accumulation = accumulation_steps(
         global_batch_size=config.batch.global_batch_size,
         micro_batch_size=config.batch.micro_batch_size,
@@ -69,10 +67,8 @@ def open_run(config: TrainingConfig) -> Run:
         vocab_size=tokenizer.vocab_size,
         end_of_document=tokenizer.end_of_document,
     )
-    run_dir = Path(config.run_dir)
-    if distributed.is_rank_zero():
-        run_dir.mkdir(parents=True, exist_ok=True)
-    return Run(run_dir, manifest, task, accumulation, lock_run_dir(run_dir))
+
+    return Run(Path(config.run_dir), manifest, task, accumulation)
 
 
 def build_engine(config: TrainingConfig, run: Run) -> Engine:

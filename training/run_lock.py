@@ -3,6 +3,8 @@
 import fcntl
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from training import distributed
@@ -11,38 +13,39 @@ WAIT_SECONDS = 10.0
 """A killed predecessor may take so long to let go of its files."""
 
 
-def lock_run_dir(run_dir: Path) -> int:
-    """Hold `RUN/.lock` until this process ends; every rank calls it, rank 0 holds it.
-
-    Returns:
-        The descriptor that holds the lock on rank 0, -1 elsewhere.
+@contextmanager
+def hold_run_dir(run_dir: Path) -> Iterator[None]:
+    """Make the folder and hold `RUN/.lock` in the context; every rank calls it, rank 0 holds.
 
     Raises:
         ValueError: another run is writing there; on every rank.
     """
     descriptor, fault = -1, ""
     if distributed.is_rank_zero():
+        run_dir.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        if _take(descriptor):
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, str(os.getpid()).encode())
-        else:
-            holder = os.read(descriptor, 32).decode() or "?"
-            fault = f"{run_dir}: another run (process {holder}) is writing there; wait for its end"
+        fault = _take(descriptor)
     fault = distributed.broadcast(fault)
-    if fault:
-        raise ValueError(f"{fault}, or choose another run_dir")
-    return descriptor
+    try:
+        if fault:
+            raise ValueError(f"{run_dir}: {fault}; wait for its end, or choose another run_dir")
+        yield
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
-def _take(descriptor: int) -> bool:
+def _take(descriptor: int) -> str:
+    """Take the lock and leave our process id in it; who holds it, if someone else does."""
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                return False
+                return f"another run (process {os.read(descriptor, 32).decode()}) is writing there"
             time.sleep(0.2)
         else:
-            return True
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
+            return ""

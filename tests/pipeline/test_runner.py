@@ -1,10 +1,14 @@
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import apache_beam as beam
 import pytest
 
 from pipeline.runner import Engine, StageError, one_line, run_beam, uses_local_runner
 
+ROOT = Path(__file__).parents[2]
 ENGINE = Engine(num_workers=1, flags=(), spills=True)
 
 
@@ -60,3 +64,30 @@ def test_the_environment_is_as_before(tmp_path, monkeypatch):
     run_beam(lambda p: p | beam.Create([1]), ENGINE, tmp_path / "log")
     assert os.environ["RAYON_NUM_THREADS"] == "5"
     assert "OMP_NUM_THREADS" not in os.environ
+
+
+STUCK = """
+import signal, sys, threading, time
+from pathlib import Path
+from pipeline import runner
+
+def die():
+    raise RuntimeError("Worker subprocess exited with return code -9")
+
+runner.GRACE_SECONDS = 0.2
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # a main thread that no interrupt reaches
+with runner._Watch(Path(sys.argv[1])):
+    threading.Thread(target=die).start()
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_a_runner_that_waits_for_ever_behind_a_dead_worker_is_ended(tmp_path):
+    log = tmp_path / "error.log"
+    command = [sys.executable, "-c", STUCK, str(log)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: a worker process died, perhaps for lack of memory;")
+    assert done.stderr.endswith(f"(traceback: {log})\n")
+    assert "Worker subprocess exited with return code -9" in log.read_text()

@@ -133,7 +133,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(cli, write_config,
     answer = cli("training", write_config(), f"run_dir={copy}", file_bytes=40_000)
     assert_one_line(answer, "error: checkpoint of step 6 not written to", "are untouched")
     names = {path.name for path in (copy / "checkpoints").iterdir()}
-    assert names == {"latest", "step-00000004", ".tmp-step-00000006"}
+    assert names == {"latest", "step-00000004"}
     answer = cli("training", write_config(), f"run_dir={copy}")
     assert answer["code"] == 0
     assert "resumed from" in answer["stdout"]
