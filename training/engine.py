@@ -80,6 +80,9 @@ class Engine:
             self.deepspeed, *_ = deepspeed.initialize(
                 model=objective, optimizer=optimizer, config=settings, dist_init_required=False
             )
+        if config.zero_stage == 0 and distributed.world_size() == 1:
+            # One rank has nothing to sum up; DeepSpeed would copy all gradients there and back.
+            self.deepspeed.enable_backward_allreduce = False
         self._complete_deepspeed()
 
     @property
