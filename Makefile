@@ -52,7 +52,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "installing into $(VENV): with PyPI's torch 5 GB, a minute or less on a fast line"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt uv
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install -q $(INDEX) -c constraints.txt -e '.[pipeline,training,dev]'
+	VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/uv pip install -q $(INDEX) -c constraints.txt -e '.[pipeline,training,dev]'
 	@touch $@
 
 clean:

@@ -42,7 +42,8 @@ def load(schema: type[Schema], path: str | Path | None, overrides: Sequence[str]
         tree = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error, "")) from None
-    return cast("Schema", _build(schema, tree, ""))
+    texts = dict(override.split("=", 1) for override in overrides)
+    return cast("Schema", _build(schema, tree, "", texts))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -90,25 +91,30 @@ def _read_overrides(overrides: Sequence[str]) -> DictConfig:
         raise ConfigError(f"overrides {' '.join(overrides)}: {_squeeze(str(error))}") from None
 
 
-def _build(schema: type[Any], tree: Any, prefix: str) -> Any:
-    """Build `schema` from a tree: sections by their own schema, the leaves by OmegaConf."""
+def _build(schema: type[Any], tree: Any, prefix: str, texts: dict[str, str]) -> Any:
+    """Build `schema` from a tree: sections by their own schema, the leaves by OmegaConf.
+
+    `texts` are the overrides as they were typed, by full key.
+    """
     tree = _section(tree, prefix)
     sections: dict[str, Any] = {}
     for field in dataclasses.fields(schema):
         key = f"{prefix}{field.name}"
         if "plugin" in field.metadata:
-            sections[field.name] = _build_plugin(field, tree.pop(field.name, None), key)
+            sections[field.name] = _build_plugin(field, tree.pop(field.name, None), key, texts)
         elif isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            sections[field.name] = _build(field.type, tree.pop(field.name, None), f"{key}.")
+            sections[field.name] = _build(field.type, tree.pop(field.name, None), f"{key}.", texts)
     try:
+        tree = {
+            name: _as_typed(schema, name, tree[name], texts.get(prefix + name)) for name in tree
+        }
         return schema(**sections, **_leaves(schema, tree, prefix, sections))
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error, prefix)) from None
     except ConfigError:
         raise
     except ValueError as error:
-        where = f"{prefix.rstrip('.')}: " if prefix else ""
-        raise ConfigError(f"{where}{_squeeze(str(error))}") from None
+        raise ConfigError(_with_key(schema, _squeeze(str(error)), prefix)) from None
 
 
 def _leaves(
@@ -132,7 +138,9 @@ def _leaves(
     return values
 
 
-def _build_plugin(field: dataclasses.Field[Any], section: Any, key: str) -> Plugin | None:
+def _build_plugin(
+    field: dataclasses.Field[Any], section: Any, key: str, texts: dict[str, str]
+) -> Plugin | None:
     package, selector = field.metadata["plugin"], field.metadata["selector"]
     if section is None and field.default is None:
         return None
@@ -146,8 +154,26 @@ def _build_plugin(field: dataclasses.Field[Any], section: Any, key: str) -> Plug
         schema = plugin_config(package, str(name))
     except ValueError as error:
         raise ConfigError(f"{key}.{selector}: {error}") from None
-    config = _build(schema, section, f"{key}.")
+    config = _build(schema, section, f"{key}.", texts)
     return Plugin(name=str(name), package=package, selector=selector, config=config)
+
+
+def _as_typed(schema: type[Any], name: str, value: Any, text: str | None) -> Any:
+    """A text field as it was typed, `1e5` and not 100000.0; one text for a list of texts."""
+    types = {field.name: field.type for field in dataclasses.fields(schema)}
+    if types.get(name) is str and text and not re.search(r"\$\{|^[\"']", text):
+        return text
+    if types.get(name) == tuple[str, ...] and isinstance(value, str):
+        return [value]
+    return value
+
+
+def _with_key(schema: type[Any], message: str, prefix: str) -> str:
+    """A failed check with the full key: the section, and the field where the message begins so."""
+    word = re.split(r"\W", message, maxsplit=1)[0]
+    if word in {field.name for field in dataclasses.fields(schema)}:
+        return prefix + message
+    return f"{prefix.rstrip('.')}: {message}" if prefix else message
 
 
 def _section(section: Any, prefix: str) -> dict[str, Any]:

@@ -27,12 +27,14 @@ def parse(
         if _asks_help(argv)
         else None,
     )
-    parser.add_argument("config", metavar="CONFIG", help="YAML file")
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="overrides of single keys, as a.b=1"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
     arguments, rest = parser.parse_known_intermixed_args(list(argv))
+    if arguments.config is None:
+        parser.error("CONFIG is missing, as configs/... .yaml")
     flags = [word for word in rest if word.startswith("-")]
     if flags and not passes_flags_on:
         parser.error(f"unknown option {flags[0]}")

@@ -4,9 +4,10 @@ import sys
 from collections.abc import Sequence
 
 from configs.command import fail, parse, run
+from pipeline.beam_flags import check_flags
 from pipeline.build import build
 from pipeline.config import PipelineConfig
-from pipeline.runner import StageError
+from pipeline.runner import StageError, uses_local_runner
 from pipeline.space import full_disk_advice
 
 DOC = """Build a dataset of WebDataset tars from a text corpus.
@@ -28,6 +29,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _build(config: PipelineConfig, flags: Sequence[str]) -> None:
+    if uses_local_runner(flags):  # another runner may know flags of its own
+        check_flags(flags)
     build(config, flags)
 
 

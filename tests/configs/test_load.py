@@ -99,6 +99,15 @@ def test_a_file_that_comes_with_millrace_is_found_from_anywhere(tmp_path, monkey
     assert text.startswith("First Citizen:\n")
 
 
+def test_texts_stay_as_they_were_typed():
+    overrides = ["animal.name=lion", "target=1e5", "inner.names=one"]
+    config = configs.load(Schema, None, overrides)
+    assert (config.target, config.inner.names) == ("1e5", ("one",))
+    for typed in ("2026_11_23", "no", "012", "null x"):
+        assert configs.load(Schema, None, ["animal.name=lion", f"target={typed}"]).target == typed
+    assert configs.load(Schema, None, ["animal.name=lion", "target='1e5'"]).target == "1e5"
+
+
 GOOD = ("target=a", "animal.name=lion")
 
 
@@ -113,7 +122,7 @@ GOOD = ("target=a", "animal.name=lion")
         ([*GOOD, "inner.size=abc"], "inner.size: Value 'abc' of type 'str' could not be converted"),
         ([*GOOD, "inner.size=1.5"], "inner.size: Value '1.5' of type 'float' could not"),
         ([*GOOD, "inner.mode=x"], "inner.mode: Invalid value 'x', expected one of"),
-        ([*GOOD, "inner.size=-1"], "inner: size must be 0 or more, found -1"),
+        ([*GOOD, "inner.size=-1"], "inner.size must be 0 or more, found -1"),
         ([*GOOD, "inner=5"], "inner: is a section of keys, found '5'"),
         ([*GOOD, "tarqet=5"], "tarqet: unknown key (did you mean 'target'?)"),
         (["target=a"], "animal.name: missing; name a module of zoo/"),

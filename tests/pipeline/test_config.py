@@ -61,8 +61,8 @@ def test_what_decides_bytes(override):
     [
         (["num_workers=-1"], "num_workers: -1; 0 or more"),
         (["max_bad_fraction=2"], "max_bad_fraction: 2.0; 0 to 1"),
-        (["shards.target_mib=0"], "shards: target_mib: 0.0; more than 0"),
-        (["split.fraction=1"], "split: fraction 1.0"),
+        (["shards.target_mib=0"], "shards.target_mib: 0.0; more than 0"),
+        (["split.fraction=1"], "split.fraction 1.0"),
         (["corpus.format=jsnl"], "did you mean 'jsonl'"),
         (["deduplicates=false"], "did you mean 'deduplicate'"),
     ],
