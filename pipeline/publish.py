@@ -16,6 +16,7 @@ from pipeline.corpus import Portion
 from pipeline.decide import Decision
 from pipeline.fingerprints import library_versions
 from pipeline.index import write_sidecars
+from pipeline.lock import FILE_NAME as LOCK
 from pipeline.manifest import (
     FILE_NAME,
     Manifest,
@@ -31,7 +32,7 @@ from pipeline.shards import ShardRow, finished_row, shard_member
 from pipeline.split import SPLITS
 from pipeline.tar import index_path
 from pipeline.tokenizer import write_tokenizer
-from pipeline.work import FOLDER, WorkFolder, read_json, write_atomic
+from pipeline.work import FOLDER, WorkFolder, is_work_folder, read_json, write_atomic
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def already_published(dataset_dir: Path, *, request: str, config: dict[str, Any]
     """Whether the folder holds the very dataset that is asked for.
 
     Raises:
-        ValueError: it holds another dataset, or shards of unknown origin.
+        ValueError: it holds another dataset, or files that no build of ours made.
     """
     if not (dataset_dir / FILE_NAME).exists():
         _refuse_strangers(dataset_dir)
@@ -139,11 +140,18 @@ def _write_beside(
 
 
 def _refuse_strangers(dataset_dir: Path) -> None:
-    tars = sorted(dataset_dir.glob("*.tar"))
-    if tars and not (dataset_dir / FOLDER).exists():
+    """Files of the user's own would be overwritten: only a killed build's folder may hold any."""
+    work = dataset_dir / FOLDER
+    if is_work_folder(work):
+        return
+    found = sorted(path.name for path in dataset_dir.iterdir() if path != dataset_dir / LOCK)
+    if work.is_dir() and not any(work.iterdir()):  # killed before it made the parts
+        found.remove(FOLDER)
+    if found:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         raise ValueError(
-            f"{dataset_dir}: holds {tars[0].name}, but no {FILE_NAME}: not a dataset of this "
-            "program, or a damaged one; choose another dataset_dir, or delete this one"
+            f"{dataset_dir}: holds {found[0]}{more}, but no {FILE_NAME} and no unfinished build; "
+            "choose another dataset_dir, or an empty folder"
         )
 
 

@@ -77,6 +77,11 @@ class WorkFolder:
             unfinished.unlink()
 
 
+def is_work_folder(path: Path) -> bool:
+    """Whether a build has begun here; `portions` is the first part that it makes."""
+    return (path / "portions").is_dir()
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file complete or not at all: temporary name, fsync, rename."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")

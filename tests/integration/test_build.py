@@ -233,11 +233,25 @@ def test_a_changed_corpus_is_refused(built, corpus, tmp_path):
         build(config(moved, built))
 
 
-def test_strange_tars_are_not_overwritten(corpus, tmp_path):
-    (tmp_path / "train-000000.tar").write_bytes(b"precious")
-    with pytest.raises(ValueError, match=r"holds train-000000.tar, but no manifest"):
+@pytest.mark.parametrize(
+    "name",
+    ["train-000000.tar", "config.yaml", "report.html", "rejects/notes.txt", ".work/notes.txt"],
+)
+def test_files_of_the_user_are_not_overwritten(corpus, tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"precious")
+    expected = rf"holds {name.split('/')[0]}, but no manifest.json .*or an empty folder"
+    with pytest.raises(ValueError, match=expected):
         build(config(corpus, tmp_path))
-    assert (tmp_path / "train-000000.tar").read_bytes() == b"precious"
+    assert path.read_bytes() == b"precious"
+    assert [one for one in tmp_path.rglob("*") if one.is_file()] == [path]
+
+
+def test_a_folder_of_a_build_killed_at_its_start_is_taken(corpus, built, tmp_path):
+    (tmp_path / ".work").mkdir()
+    (tmp_path / ".lock").write_text("1")
+    assert digests(build(config(corpus, tmp_path))) == digests(built)
 
 
 def test_too_many_bad_records_fail_before_writing_and_a_rerun_reuses_reading(
