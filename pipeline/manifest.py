@@ -9,14 +9,19 @@ import gc
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
+MAX_VOCAB_SIZE = 2**32
+"""Token ids fit into uint32."""
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +162,8 @@ def read_manifest(dataset_dir: str | Path) -> Manifest:
             f"{dataset_dir}: no {FILE_NAME}, so no complete dataset; "
             "build it with `python -m pipeline CONFIG`"
         ) from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: damaged, no readable manifest ({error})") from None
     return parse_manifest(text, where=str(path))
 
 
@@ -164,7 +171,7 @@ def parse_manifest(text: str, *, where: str) -> Manifest:
     """Parse and check the text of a manifest; `where` names it in errors.
 
     Raises:
-        ValueError: damaged, of another format version, or the fingerprint does not fit the shards.
+        ValueError: damaged, of another format version, or it contradicts itself.
     """
     with _collection_paused():
         return _parse(text, where)
@@ -174,16 +181,27 @@ def _parse(text: str, where: str) -> Manifest:
     try:
         tree = json.loads(text)
         version = tree["format"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{where}: damaged, no readable manifest ({error})") from None
-    if version != FORMAT_VERSION:
-        raise ValueError(f"{where}: format {version}, this version reads format {FORMAT_VERSION}")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise ValueError(
+            f"{where}: format {_shown(version)}, this version reads format {FORMAT_VERSION}"
+        )
     try:
         manifest = _from_tree(tree)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{where}: damaged, {type(error).__name__}: {error}") from None
-    if manifest.fingerprint != tree["fingerprint"]:
-        raise ValueError(f"{where}: its shards do not give its fingerprint {tree['fingerprint']}")
+        sums = {"fingerprint": manifest.fingerprint, "config_hash": manifest.config_hash}
+        listed = {name: tree[name] for name in sums}
+    except KeyError as error:
+        raise ValueError(f"{where}: damaged, it lacks {error}") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: damaged, {error}") from None
+    if listed["fingerprint"] != sums["fingerprint"]:
+        raise ValueError(
+            f"{where}: damaged, its shards do not give its fingerprint "
+            f"{_shown(listed['fingerprint'])}"
+        )
+    if listed["config_hash"] != sums["config_hash"]:
+        raise ValueError(f"{where}: damaged, config_hash is not the hash of its config")
     _check(manifest, where)
     return manifest
 
@@ -202,21 +220,74 @@ def _collection_paused() -> Iterator[None]:
 
 def _from_tree(tree: dict[str, Any]) -> Manifest:
     tokenizer = tree["tokenizer"]
+    libraries = _of_type(tree["libraries"], dict, "libraries")
+    for library, version in libraries.items():
+        _of_type(version, str, f"libraries.{library}")
+    if tree["token_dtype"] not in (None, "uint16", "uint32"):
+        raise ValueError(f"token_dtype is {_shown(tree['token_dtype'])}, must be uint16 or uint32")
     return Manifest(
-        kind=tree["kind"],
+        kind=_of_type(tree["kind"], str, "kind"),
         splits={
-            split: tuple(_shard(row) for row in rows) for split, rows in tree["splits"].items()
+            split: tuple(_shard(row) for row in _of_type(rows, list, f"splits.{split}"))
+            for split, rows in _of_type(tree["splits"], dict, "splits").items()
         },
-        config=tree["config"],
-        libraries=tree["libraries"],
-        tokenizer=None if tokenizer is None else Tokenizer(**tokenizer),
+        config=_of_type(tree["config"], dict, "config"),
+        libraries=libraries,
+        tokenizer=None if tokenizer is None else _tokenizer(tokenizer),
         token_dtype=tree["token_dtype"],
     )
 
 
-def _shard(row: dict[str, Any]) -> Shard:
-    chunks = Chunks(**{name: tuple(column) for name, column in row["chunks"].items()})
-    return Shard(**{**row, "chunks": chunks})
+def _tokenizer(row: Any) -> Tokenizer:
+    tokenizer = Tokenizer(**_fields(Tokenizer, row, "tokenizer"))
+    _check_name(tokenizer.file)
+    if not 0 < tokenizer.vocab_size <= MAX_VOCAB_SIZE:
+        raise ValueError(f"vocab_size is {tokenizer.vocab_size}, must be 1 to {MAX_VOCAB_SIZE}")
+    return tokenizer
+
+
+def _shard(row: Any) -> Shard:
+    values = _fields(Shard, row, "a shard")
+    _check_name(values["name"])
+    columns = _fields(Chunks, values["chunks"], f"chunks of {values['name']}")
+    for name, column in columns.items():
+        if column and (set(map(type, column)) != {int} or min(column) < 0 or max(column) >= 2**63):
+            raise ValueError(f"{name} of the chunks of {values['name']} are not all whole numbers")
+    chunks = Chunks(**{name: tuple(column) for name, column in columns.items()})
+    return Shard(**{**values, "chunks": chunks})
+
+
+def _fields(of: type, row: Any, what: str) -> dict[str, Any]:
+    """The fields of a dataclass as JSON has them, each of its type; numbers are not negative."""
+    expected: dict[str, Any] = {one.name: one.type for one in fields(of)}
+    json_types: dict[Any, type] = {Chunks: dict, int: int, str: str}  # columns are lists
+    if set(_of_type(row, dict, what)) != set(expected):
+        raise ValueError(
+            f"{what} has the fields {_shown(sorted(row))}, must have {sorted(expected)}"
+        )
+    for name, value in row.items():
+        json_type = json_types.get(expected[name], list)
+        _of_type(value, json_type, f"{name} of {what}")
+        if json_type is int and not 0 <= value < 2**63:
+            raise ValueError(f"{name} of {what} is {value}, must be 0 to {2**63 - 1}")
+    return dict(row)
+
+
+def _of_type(value: Any, expected: type, what: str) -> Any:
+    if type(value) is not expected:  # not isinstance: true is no number
+        names = {dict: "an object", list: "a list", int: "a whole number", str: "a text"}
+        raise ValueError(f"{_shown(what)} is {_shown(value)}, must be {names[expected]}")
+    return value
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{_shown(name)} is no plain file name")
+
+
+def _shown(value: Any) -> str:
+    """A value as it may stand in a line: short, and printable in every encoding."""
+    return ascii(value if not isinstance(value, str) else value[:70]).strip("'")[:90]
 
 
 def _check(manifest: Manifest, where: str) -> None:
