@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from configs.command import run
 from pipeline.decide import Decision
@@ -78,23 +79,29 @@ def print_report(dataset_dir: Path) -> None:
     """
     path = dataset_dir / REPORT
     try:
-        report = json.loads(path.read_bytes())
+        shown = _render(json.loads(path.read_bytes()))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no report; is this a dataset?") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged report ({error})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged report ({type(error).__name__}: {error})") from None
     console = Console(highlight=False)
-    console.print(_funnel_table(report["funnel"]))
+    for part in shown:
+        console.print(part, markup=False)
+    console.print(f"{dataset_dir}", soft_wrap=True, markup=False)
+
+
+def _render(report: dict[str, Any]) -> list[Table | str]:
+    parts: list[Table | str] = [_funnel_table(report["funnel"])]
     if report["rejects"]:
-        console.print(_rejects_table(report["rejects"]))
+        parts.append(_rejects_table(report["rejects"]))
     for split, sums in report["splits"].items():
-        console.print(
+        parts.append(
             f"{split}: {sums['documents']:,} documents, {sums['tokens']:,} tokens, "
             f"{sums['shards']} shards, {sums['bytes'] / 1e6:,.1f} MB"
         )
     rate = report["corpus"]["bytes"] / 1e6 / max(report["seconds"], 0.1)
-    console.print(f"{report['seconds']:,.1f} s, {rate:.1f} MB/s of corpus")
-    console.print(f"{dataset_dir}", soft_wrap=True, markup=False)
+    parts.append(f"{report['seconds']:,.1f} s, {rate:.1f} MB/s of corpus")
+    return parts
 
 
 def _funnel(decision: Decision, rows: Sequence[ShardRow]) -> list[dict[str, Any]]:
@@ -148,7 +155,7 @@ def _funnel_table(funnel: list[dict[str, Any]]) -> Table:
         table.add_column(name, justify="right")
     for row in funnel:
         table.add_row(
-            row["stage"],
+            Text(row["stage"]),
             f"{row['records_in']:,}",
             f"{row['records_out']:,}",
             f"{row['bytes_in'] / 1e6:,.1f}",
@@ -165,7 +172,10 @@ def _rejects_table(rejects: list[dict[str, Any]]) -> Table:
         table.add_column(name, justify="right")
     for row in rejects:
         table.add_row(
-            row["stage"], row["reason"], f"{row['records']:,}", f"{row['bytes'] / 1e6:,.1f}"
+            Text(row["stage"]),
+            Text(row["reason"]),
+            f"{row['records']:,}",
+            f"{row['bytes'] / 1e6:,.1f}",
         )
     return table
 

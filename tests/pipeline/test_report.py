@@ -1,5 +1,4 @@
 import json
-import shutil
 
 import pytest
 
@@ -61,7 +60,39 @@ def test_files_and_the_verb(tmp_path, capsys):
 def test_no_report(tmp_path):
     with pytest.raises(FileNotFoundError, match="no report; is this a dataset"):
         print_report(tmp_path)
-    (tmp_path / "report.json").write_text("{")
-    with pytest.raises(ValueError, match="damaged report"):
-        print_report(tmp_path)
-    shutil.rmtree(tmp_path)
+
+
+DAMAGED = {
+    "cut": "{",
+    "empty": "",
+    "no fields": "{}",
+    "a list": "[]",
+    "nothing": "null",
+    "nested": "[" * 10**6,
+    "no text": "\ud800",
+    **{
+        f"{name} {value}": json.dumps({**REPORT, name: value})
+        for name, value in [
+            ("funnel", [{}]),
+            ("funnel", 1),
+            ("rejects", [{"stage": 1}]),
+            ("splits", []),
+            ("splits", {"train": {}}),
+            ("corpus", None),
+            ("seconds", "2"),
+        ]
+    },
+    "a stage that is no text": json.dumps(
+        {**REPORT, "funnel": [{**REPORT["funnel"][0], "stage": {}}]}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_report_is_one_line(tmp_path, capsys, name):
+    (tmp_path / "report.json").write_bytes(DAMAGED[name].encode("utf-8", "surrogatepass"))
+    with pytest.raises(SystemExit) as stopped:
+        main([str(tmp_path)])
+    out, err = capsys.readouterr()
+    assert (stopped.value.code, out, err.count("\n")) == (2, "", 1)
+    assert "damaged report" in err
