@@ -14,7 +14,7 @@ from pipeline.config import PipelineConfig, byte_config
 from pipeline.corpus import Portion
 from pipeline.portions import Placement
 
-STAGES_VERSION = 1
+STAGES_VERSION = 2
 """Raised when a stage makes other bytes of the same input."""
 
 LIBRARIES = ("fastokens", "numpy", "orjson", "pyarrow", "tokenizers", "xxhash")

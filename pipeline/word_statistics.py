@@ -52,7 +52,9 @@ def word_statistics(
 
     A **word** is a run of word characters: letters, marks, numbers and format characters (Unicode
     categories L, M, N, Cf), with single apostrophes or hyphens (' \u2019 - and U+2010, U+2011)
-    inside. A **token** is a word, or `...`, or any other character that is not white space.
+    inside. A **token** is a word, or `...`, `\u2026` or `#`, or a run of other characters that are
+    not white space: `--` and `."` are one, so that the alphabetic share of 67 novels is that of a
+    word tokenizer (0.81 to 0.88; with a token for each character three fell below Gopher's 0.8).
 
     - `words`, `word_characters`: words, and the characters in them with the joiners.
     - `alphabetic_tokens`: words with a letter.
@@ -109,10 +111,12 @@ def _count_tokens(
         if kind != SPACE:
             tokens += 1
             counts[_HASHES] += code == _HASH
-            counts[_ELLIPSES] += code == _ELLIPSIS
-            if code == _DOT and _is_ellipsis(text, place, end):
-                counts[_ELLIPSES] += 1
-                behind = place + 3
+            ellipsis_end = _behind_ellipsis(text, place, end)
+            counts[_ELLIPSES] += ellipsis_end > place
+            if ellipsis_end > place:
+                behind = ellipsis_end
+            elif code != _HASH:
+                behind = _behind_run(text, behind, end, classes)
         place = behind
     counts[_TOKENS] = tokens + words
     counts[_WORDS] = words
@@ -140,6 +144,29 @@ def _word(text: Any, place: Any, end: Any, classes: Any) -> Any:
         characters += 1
         place = behind
     return place, characters, has_letter
+
+
+@_compiled
+def _behind_run(text: Any, place: Any, end: Any, classes: Any) -> Any:
+    """Behind the symbols that go on at `place`: up to a word, white space, `#` or an ellipsis."""
+    while place < end:
+        code, behind = _character(text, place)
+        kind = _class_of(code, classes)
+        if kind >= WORD or kind == SPACE or code == _HASH:
+            break
+        if _behind_ellipsis(text, place, end) > place:
+            break
+        place = behind
+    return place
+
+
+@_compiled
+def _behind_ellipsis(text: Any, place: Any, end: Any) -> Any:
+    """Behind the `...` or `\u2026` at `place`; `place` where there is none."""
+    code, behind = _character(text, place)
+    if code == _ELLIPSIS:
+        return behind
+    return place + 3 if _is_ellipsis(text, place, end) else place
 
 
 @_compiled

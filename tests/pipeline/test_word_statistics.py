@@ -36,12 +36,13 @@ def _statistics(texts: list[str], stop_words: tuple[str, ...] = STOP_WORDS) -> l
         ("the cat", [2, 2, 6, 2, 0, 0, 1, 0, 0, 1]),
         ("The the THE", [3, 3, 9, 3, 0, 0, 1, 0, 0, 1]),
         ("don't well-to-do o\u2019clock", [3, 3, 5 + 10 + 7, 3, 0, 0, 1, 0, 0, 0]),
-        ("'to' -be- a--b", [10, 4, 6, 4, 0, 0, 1, 0, 0, 2]),
+        ("'to' -be- a--b", [9, 4, 6, 4, 0, 0, 1, 0, 0, 2]),
+        ('said."--"No!" ##...?\u2026', [9, 2, 6, 2, 2, 2, 1, 0, 1, 0]),
         ("rock'", [2, 1, 4, 1, 0, 0, 1, 0, 0, 0]),
         ("1984, 3rd", [3, 2, 7, 1, 0, 0, 1, 0, 0, 0]),
         ("# #tag", [3, 1, 3, 1, 2, 0, 1, 0, 0, 0]),
         ("a... b\u2026", [4, 2, 2, 2, 0, 2, 1, 0, 1, 0]),
-        (".. .... ......", [6, 0, 0, 0, 0, 3, 1, 0, 1, 0]),
+        (".. .... ......", [5, 0, 0, 0, 0, 3, 1, 0, 1, 0]),
         ("a ....\nb ...  \nc. . .\n", [9, 3, 3, 3, 0, 2, 3, 0, 2, 0]),
         ("- a\n \u2022 b\n\nc - d\n", [7, 4, 4, 4, 0, 0, 4, 2, 0, 0]),
         ("e\u0301te\u0301 \u0917\u0941", [2, 2, 7, 2, 0, 0, 1, 0, 0, 0]),
@@ -83,7 +84,9 @@ SIGNS = (
     "\u0301\u200d\u00e4\u65e5\u3000\U0001d400\U0001f600\U000e0101"
 )
 TEXT = st.text(st.one_of(st.sampled_from(SIGNS), st.characters(codec="utf-8")), max_size=40)
-WORDS = st.sampled_from(["the", "...", "that ", " of ", "\n", " be-", "\u2026\n", "- ", "have'"])
+WORDS = st.sampled_from(
+    ["the", "...", "#", '."', "that ", " of ", "\n", " be-", "\u2026\n", "- ", "have'"]
+)
 
 
 @given(st.lists(st.one_of(TEXT, st.lists(WORDS).map("".join)), max_size=5))
@@ -138,7 +141,8 @@ def _characters(*categories: str) -> str:
 
 WORD_SET = _characters("L", "M", "N", "Cf")
 WORD = rf"[{WORD_SET}]+(?:['\u2019\-\u2010\u2011][{WORD_SET}]+)*"
-TOKEN = re.compile(rf"(?P<word>{WORD})|\.\.\.|\S")
+RUN = rf"(?:(?!\.\.\.)[^{WORD_SET}\s#\u2026])+"
+TOKEN = re.compile(rf"(?P<word>{WORD})|\.\.\.|[\u2026#]|{RUN}")
 
 
 def _reference(text: str, stop_words: tuple[str, ...]) -> list[int]:
