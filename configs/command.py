@@ -57,6 +57,9 @@ def run(main: Callable[[], None], *, who: str = "") -> None:
         main()
     except (ValueError, OSError) as error:
         fail(f"{who}error: {error}")
+    except ImportError as error:  # of a store's package, which fsspec imports when it is asked for
+        extras = "pip install 'millrace[s3]', 'millrace[gcs]' or 'millrace[http]'"
+        fail(f"{who}error: {' '.join(str(error).split())}; see {extras}")
     except KeyboardInterrupt:
         fail("interrupted", code=130)
 

@@ -1,5 +1,6 @@
 """`python -m training CONFIG`: train, under `deepspeed --module`, under torchrun, or alone."""
 
+import atexit
 import os
 import sys
 import warnings
@@ -23,6 +24,7 @@ def main() -> None:
     config, _ = command.parse(TrainingConfig, arguments, prog=PROG, doc=DOC)
     who = "" if distributed.is_rank_zero() else f"rank {distributed.rank()}: "
     command.run(lambda: train(config), who=who)
+    atexit.register(distributed.leave)
 
 
 def train(config: TrainingConfig) -> None:
@@ -30,12 +32,13 @@ def train(config: TrainingConfig) -> None:
     _quiet()
     distributed.die_with_launcher()
     from training import assembly, engine  # noqa: PLC0415  (deepspeed takes seconds to import)
+    from training.resume import resume  # noqa: PLC0415
 
     engine.initialize_distributed()
     run = assembly.open_run(config)
     with hold_run_dir(run.dir):
         parts = assembly.build_engine(config, run)
-        state = assembly.resume(config, run, parts)
+        state = resume(config, run.dir, run.manifest, parts)
         with assembly.build_loader(config, run, state) as loader:
             assembly.build_trainer(config, run, parts, state, loader).fit()
 

@@ -16,7 +16,7 @@ from training.batch_size import accumulation_steps
 from training.checkpoint import RunState
 from training.config import TrainingConfig
 from training.console import say
-from training.data.config import describe_order, open_tokens
+from training.data.config import open_tokens
 from training.data.loader import EvaluationBatches, Loader
 from training.data.shards import load_manifest
 from training.engine import Engine
@@ -59,6 +59,11 @@ def open_run(config: TrainingConfig) -> Run:
     if manifest.tokenizer is None:
         raise ValueError(f"{config.data.dataset_dir}: has no tokenizer, expected a text dataset")
     tokenizer = manifest.tokenizer
+    if tokenizer.end_of_document >= tokenizer.vocab_size:
+        raise ValueError(
+            f"{config.data.dataset_dir}: its end of document is token {tokenizer.end_of_document}, "
+            f"but its tokenizer has {tokenizer.vocab_size} tokens; verify the dataset"
+        )
     check_vocabulary(
         model_vocab_size=config.model.config.vocab_size, dataset_vocab_size=tokenizer.vocab_size
     )
@@ -94,37 +99,6 @@ def build_engine(config: TrainingConfig, run: Run) -> Engine:
         f"{run.accumulation} accumulation"
     )
     return engine
-
-
-def resume(config: TrainingConfig, run: Run, engine: Engine) -> RunState:
-    """The state of the last good checkpoint, loaded into the engine, or that of a new run.
-
-    Raises:
-        ValueError: the checkpoint and the config do not fit together, or `resume` forbids it.
-    """
-    checkpoints_dir = run.dir / "checkpoints"
-    if config.resume == "never" and checkpoint.list_checkpoints(checkpoints_dir):
-        raise ValueError(
-            f"resume=never, but {checkpoints_dir} holds checkpoints; choose another run_dir"
-        )
-    found = checkpoint.find_last_good(checkpoints_dir, warn=say)
-    if found is None:
-        if config.resume == "required":
-            raise ValueError(f"resume=required, but {checkpoints_dir} holds no good checkpoint")
-        return RunState(
-            step=0,
-            samples_seen=0,
-            skipped_steps=0,
-            world_size=distributed.world_size(),
-            zero_stage=config.engine.zero_stage,
-            data_order=describe_order(config.data, run.manifest),
-        )
-    state = checkpoint.read_state(found)
-    _check_resumable(state, config, run, found)
-    engine.load(found)
-    checkpoint.restore_random_state(found)
-    say(f"resumed from {found}: step {state.step}, {state.samples_seen:,} samples seen")
-    return state
 
 
 def build_loader(config: TrainingConfig, run: Run, state: RunState) -> Loader[MicroBatch]:
@@ -232,17 +206,3 @@ def _build_evaluation(
     return EvaluationHook(
         engine, batches, writer, every_steps=config.evaluation.every_steps, run_dir=run.dir
     )
-
-
-def _check_resumable(state: RunState, config: TrainingConfig, run: Run, found: Path) -> None:
-    now = {
-        "world size": (state.world_size, distributed.world_size()),
-        "engine.zero_stage": (state.zero_stage, config.engine.zero_stage),
-        "data order": (state.data_order, describe_order(config.data, run.manifest)),
-    }
-    for name, (then, here) in now.items():
-        if then != here:
-            raise ValueError(
-                f"{found} was written with {name} {then}, this run has {here}; "
-                f"continue with {then}, or choose another run_dir"
-            )

@@ -112,12 +112,17 @@ def find_last_good(checkpoints_dir: Path, warn: Callable[[str], None]) -> Path |
     Every rank calls it and gets the same answer.
     """
     for folder in reversed(distributed.broadcast(list_checkpoints(checkpoints_dir))):
-        faults = [fault for part in distributed.gather(_verify_part(folder)) for fault in part]
+        faults = find_faults(folder)
         if not faults:
             return Path(folder)
         if distributed.is_rank_zero():
             warn(f"{folder}: damaged, passed over: {'; '.join(faults)}")
     return None
+
+
+def find_faults(checkpoint_dir: Path) -> list[str]:
+    """What is wrong with the files of a checkpoint; every rank calls it and hashes its share."""
+    return [fault for part in distributed.gather(_verify_part(checkpoint_dir)) for fault in part]
 
 
 def read_state(checkpoint_dir: Path) -> RunState:

@@ -50,9 +50,16 @@ def die_with_launcher() -> None:
     """Under a launcher on Linux, be killed when it is: torchrun's ranks are sessions of their own
     and would go on writing into a run folder that the next start of the run writes into too.
     """
-    if "RANK" in os.environ and sys.platform == "linux":
+    launched = {"TORCHELASTIC_RUN_ID", "CROSS_SIZE"} & os.environ.keys()  # torchrun's, deepspeed's
+    if launched and sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def leave() -> None:
+    """End the process group in order; gloo's threads would else abort some exits of the process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def barrier() -> None:

@@ -155,9 +155,13 @@ class Engine:
 
     def load(self, checkpoint_dir: Path) -> None:
         """Read what `save` wrote, at the same world size and ZeRO stage; every rank calls it."""
+        groups = [dict(group) for group in self.deepspeed.optimizer.param_groups]
         path, state = self.deepspeed.load_checkpoint(str(checkpoint_dir), tag=TAG)
         if path is None:
             raise ValueError(f"{checkpoint_dir}: DeepSpeed found no state of this rank in it")
+        # The checkpoint brings its own betas and decay back; those of the config count.
+        for group, configured in zip(self.deepspeed.optimizer.param_groups, groups, strict=True):
+            group.update({name: configured[name] for name in ("betas", "eps", "weight_decay")})
         if state["grad_scaler"] is not None:
             self.deepspeed.torch_autocast_z0_gradscaler.load_state_dict(state["grad_scaler"])
 

@@ -40,6 +40,9 @@ def load_model(run: str | Path) -> TrainedModel:
 
 def _checkpoint_of(run: Path) -> Path:
     if (run / checkpoint.SUMMARY).exists():
+        faults = checkpoint.find_faults(run)
+        if faults:
+            raise ValueError(f"{run}: damaged: {'; '.join(faults)}")
         return run
     found = checkpoint.find_last_good(run / "checkpoints", warn=print)
     if found is None:

@@ -73,6 +73,8 @@ def next_probabilities(
 ) -> Tensor:
     """Probabilities to sample from, of logits (B, V): temperature, then top-k, then top-p."""
     logits = logits.float()
+    if not logits.isfinite().all():
+        raise ValueError("the model's logits are not finite: it has diverged")
     if temperature == 0:
         return torch.zeros_like(logits).scatter(1, logits.argmax(dim=1, keepdim=True), 1.0)
     # Below 0 before the division, so that a tiny temperature cannot overflow to inf - inf.

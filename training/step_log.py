@@ -25,8 +25,11 @@ class StepLog:
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
         """Add rows."""
-        with self.path.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        try:
+            with self.path.open("a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+        except OSError as error:
+            raise OSError(f"{self.path} cannot be written: {error}") from error
 
     def cut_behind(self, step: int) -> list[dict[str, Any]]:
         """Drop the rows of steps behind the checkpoint that the run continues from; the rest."""

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from pipeline import manifest as manifests
+from training.data.shards import load_manifest, read_file
 from training.sampling import generate
 
 
@@ -21,7 +21,10 @@ class TextCodec:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a prompt, control tokens as plain text; an empty one starts a document."""
-        tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # noqa: BLE001  (the library raises nothing narrower)
+            raise ValueError(f"the tokenizer has no tokens for {text!r}: {error}") from None
         return tokens or [self.end_of_document]
 
     def decode(self, tokens: list[int]) -> str:
@@ -41,13 +44,14 @@ def load_codec(dataset_dir: str | Path) -> TextCodec:
     Raises:
         ValueError: the file is not the one that the manifest names.
     """
-    described = manifests.read_manifest(dataset_dir).tokenizer
+    described = load_manifest(str(dataset_dir)).tokenizer
     if described is None:
         raise ValueError(f"{dataset_dir}: has no tokenizer; is it a text dataset?")
-    path = Path(dataset_dir) / described.file
-    content = path.read_bytes()
+    content = read_file(str(dataset_dir), described.file)
     if hashlib.sha256(content).hexdigest() != described.sha256:
-        raise ValueError(f"{path}: its sha256 is not the manifest's {described.sha256}")
+        raise ValueError(
+            f"{dataset_dir}/{described.file}: its sha256 is not the manifest's {described.sha256}"
+        )
     tokenizer = Tokenizer.from_buffer(content)
     tokenizer.encode_special_tokens = True
     return TextCodec(tokenizer, end_of_document=described.end_of_document)

@@ -146,23 +146,45 @@ def damage_all(folder):
         state.write_text("{}")
 
 
-def test_all_checkpoints_damaged_auto_starts_anew(train, copy, run_dir):
+@pytest.mark.parametrize("resume", ["auto", "required"])
+def test_all_checkpoints_damaged_stops_and_keeps_the_history(train, copy, resume):
     damage_all(copy)
-    answer = train(f"run_dir={copy}")
-    assert answer["code"] == 0
+    before = rows(copy)
+    answer = train(f"run_dir={copy}", f"resume={resume}")
+    assert_one_line(answer, "holds only damaged checkpoints", "another run_dir")
     assert answer["stdout"].count("damaged, passed over: state.json has 2 of ") == 2
-    assert "resumed" not in answer["stdout"]
-    assert rows(copy) == rows(run_dir)
+    assert rows(copy) == before
 
 
-def test_all_checkpoints_damaged_required_stops(train, copy):
-    damage_all(copy)
-    answer = train(f"run_dir={copy}", "resume=required")
-    assert_one_line(answer, "resume=required, but", "holds no good checkpoint")
+@pytest.mark.parametrize(
+    ("override", "name"),
+    [
+        ("model.d_model=32", "model.d_model"),
+        ("engine.precision=bf16", "engine.precision"),
+        ("optimizer.decay_embeddings=false", "optimizer.decay_embeddings"),
+        ("engine.zero_stage=2", "engine.zero_stage"),
+    ],
+)
+def test_another_model_or_engine_is_refused_by_name(train, copy, override, name):
+    before = (copy / "config.yaml").read_text()
+    assert_one_line(train(f"run_dir={copy}", override, "num_steps=8"), f"was written with {name} ")
+    assert (copy / "config.yaml").read_text() == before
+
+
+def test_changed_optimizer_options_have_their_effect_on_resume(train, copy, tmp_path):
+    """DeepSpeed brings those of the checkpoint back."""
+    twin = tmp_path / "twin"
+    shutil.copytree(copy, twin)
+    changed = ["optimizer.weight_decay=0.9", "optimizer.betas=[0.5,0.6]"]
+    assert train(f"run_dir={copy}", "num_steps=9")["code"] == 0
+    assert train(f"run_dir={twin}", "num_steps=9", *changed)["code"] == 0
+    ours, theirs = ([row["loss"] for row in rows(run)[6:]] for run in (copy, twin))
+    assert ours[0] == theirs[0]  # computed before the first changed step
+    assert ours[1:] != theirs[1:]
 
 
 def test_resume_required_and_resume_never(train, copy):
-    assert_one_line(train("resume=required"), "resume=required, but", "holds no good checkpoint")
+    assert_one_line(train("resume=required"), "resume=required, but", "holds no checkpoint")
     assert_one_line(
         train(f"run_dir={copy}", "resume=never"), "resume=never, but", "another run_dir"
     )

@@ -39,6 +39,14 @@ def load_manifest(dataset_dir: str) -> Manifest:
     return parse_manifest(text.decode("utf-8"), where=f"{dataset_dir}/{FILE_NAME}")
 
 
+def read_file(dataset_dir: str, name: str) -> bytes:
+    """A small file of a local or remote dataset, whole."""
+    if is_local(dataset_dir):
+        return (_local_path(dataset_dir) / name).read_bytes()
+    fs, root = fsspec.core.url_to_fs(dataset_dir)
+    return retrying(lambda: bytes(fs.cat_file(f"{root}/{name}")), what=f"{dataset_dir}/{name}")
+
+
 def open_shards(dataset_dir: str, shards: Sequence[Shard]) -> "LocalShards | RemoteShards":
     """The shards of a split, their sizes compared with the manifest.
 

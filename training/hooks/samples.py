@@ -51,6 +51,7 @@ class SamplesHook(Hook):
         context: int,
     ) -> None:
         self.context = context
+        codec.encode(config.prompt)  # a prompt without tokens is told now, not after hours
         self.engine = engine
         self.codec = codec
         self.writer = writer
@@ -59,18 +60,22 @@ class SamplesHook(Hook):
 
     def on_step(self, info: StepInfo) -> None:
         """Generate with a seed of its own, so that training's random numbers stay as they are."""
-        text = complete(
-            self.engine.module,
-            self.codec,
-            self.config.prompt,
-            context=self.context,
-            drawing=Drawing(
-                num_tokens=self.config.num_tokens,
-                temperature=self.config.temperature,
-                top_k=self.config.top_k,
-                seed=info.state.step,
-            ),
-        )
+        try:
+            text = complete(
+                self.engine.module,
+                self.codec,
+                self.config.prompt,
+                context=self.context,
+                drawing=Drawing(
+                    num_tokens=self.config.num_tokens,
+                    temperature=self.config.temperature,
+                    top_k=self.config.top_k,
+                    seed=info.state.step,
+                ),
+            )
+        except ValueError as error:  # a diverged model: training itself warns of its loss
+            say(f"no sample at step {info.state.step}: {error}")
+            return
         say(f"sample at step {info.state.step}:\n{text}\n")
         if self.writer is not None:
             self.writer.add_text("sample", f"```\n{text}\n```", info.state.step)

@@ -58,6 +58,11 @@ class Task:
 
     def collate(self, sequences: Sequences) -> dict[str, Tensor]:
         """Sequences (B, T + 1) to tokens and targets (B, T), and with masks their documents."""
+        if sequences.tokens.size and (largest := int(sequences.tokens.max())) >= self.vocab_size:
+            raise ValueError(
+                f"the dataset holds token {largest}, but its manifest says that the tokenizer has "
+                f"{self.vocab_size} tokens; verify the dataset"
+            )
         tokens = sequences.tokens.astype(np.int64)
         targets = np.where(sequences.weights[:, None], tokens[:, 1:], IGNORED)
         batch = {"tokens": tokens[:, :-1], "targets": targets}

@@ -1,0 +1,94 @@
+"""Continuing a run from its last good checkpoint, and refusing to continue another run."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import configs
+from pipeline.manifest import Manifest
+from training import checkpoint, distributed
+from training.checkpoint import RunState
+from training.config import TrainingConfig
+from training.console import say
+from training.data.config import describe_order
+from training.engine import Engine
+
+SAME = ("model", "task.name", "engine.precision", "optimizer.decay_embeddings")
+"""Keys that decide what lies in a checkpoint's files: a run keeps them."""
+
+
+def resume(config: TrainingConfig, run_dir: Path, manifest: Manifest, engine: Engine) -> RunState:
+    """The state of the last good checkpoint, loaded into the engine, or that of a new run.
+
+    Raises:
+        ValueError: the checkpoint and the config do not fit together, `resume` forbids it, or all
+            checkpoints are damaged.
+    """
+    checkpoints_dir = run_dir / "checkpoints"
+    there = distributed.broadcast(checkpoint.list_checkpoints(checkpoints_dir))
+    if config.resume == "never" and there:
+        raise ValueError(
+            f"resume=never, but {checkpoints_dir} holds checkpoints; choose another run_dir"
+        )
+    found = checkpoint.find_last_good(checkpoints_dir, warn=say)
+    if found is None:
+        if there:
+            raise ValueError(
+                f"{checkpoints_dir} holds only damaged checkpoints; bring one back, or choose "
+                "another run_dir to start anew"
+            )
+        if config.resume == "required":
+            raise ValueError(f"resume=required, but {checkpoints_dir} holds no checkpoint")
+        return _new(config, manifest)
+    state = checkpoint.read_state(found)
+    _check(state, config, manifest, found)
+    engine.load(found)
+    checkpoint.restore_random_state(found)
+    say(f"resumed from {found}: step {state.step}, {state.samples_seen:,} samples seen")
+    if state.step >= config.num_steps:
+        say(f"nothing to do: num_steps={config.num_steps} are done")
+    return state
+
+
+def _new(config: TrainingConfig, manifest: Manifest) -> RunState:
+    return RunState(
+        step=0,
+        samples_seen=0,
+        skipped_steps=0,
+        world_size=distributed.world_size(),
+        zero_stage=config.engine.zero_stage,
+        data_order=describe_order(config.data, manifest),
+    )
+
+
+def _check(state: RunState, config: TrainingConfig, manifest: Manifest, found: Path) -> None:
+    """Refuse a config with which the run would be another one, naming each difference."""
+    pairs = {
+        "world size": (state.world_size, distributed.world_size()),
+        "engine.zero_stage": (state.zero_stage, config.engine.zero_stage),
+        "data order": (state.data_order, describe_order(config.data, manifest)),
+    }
+    before = yaml.safe_load((found / checkpoint.CONFIG).read_text())
+    now = configs.to_dict(config)
+    for key in SAME:
+        pairs |= _leaves(key, _look_up(before, key), _look_up(now, key))
+    for name, (then, here) in pairs.items():
+        if then != here:
+            raise ValueError(
+                f"{found} was written with {name} {then}, this run has {here}; "
+                f"continue with {then}, or choose another run_dir"
+            )
+
+
+def _leaves(key: str, then: Any, here: Any) -> dict[str, tuple[Any, Any]]:
+    if not (isinstance(then, dict) and isinstance(here, dict)):
+        return {key: (then, here)}
+    names = [*here, *(name for name in then if name not in here)]
+    return {f"{key}.{name}": (then.get(name), here.get(name)) for name in names}
+
+
+def _look_up(tree: Any, key: str) -> Any:
+    for name in key.split("."):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
