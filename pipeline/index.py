@@ -40,6 +40,7 @@ def index_dataset(dataset_dir: Path) -> None:
         ValueError: a shard is damaged, or is not the one of the manifest.
     """
     manifest = read_manifest(dataset_dir)
+    _remove_unfinished(manifest, dataset_dir)
     for shards in manifest.splits.values():
         for shard in shards:
             write_atomic(index_path(dataset_dir / shard.name), render_tar_index(dataset_dir, shard))
@@ -73,14 +74,21 @@ def render_tar_index(dataset_dir: Path, shard: Shard) -> bytes:
 
 def write_sidecars(manifest: Manifest, folder: Path) -> None:
     """Write what lets wids and Megatron-Energon read the dataset without conversion."""
-    for split, shards in manifest.splits.items():
-        write_atomic(folder / f"{split}.wids.json", _json(render_wids(split, shards)))
-    energon = folder / ENERGON_FOLDER
-    energon.mkdir(exist_ok=True)
-    for name, tree in render_energon(manifest).items():
+    (folder / ENERGON_FOLDER).mkdir(exist_ok=True)
+    for name, tree in render_sidecars(manifest).items():
         is_yaml = name.endswith(".yaml")
         text = yaml.safe_dump(tree, sort_keys=False).encode() if is_yaml else _json(tree)
-        write_atomic(energon / name, text)
+        write_atomic(folder / name, text)
+
+
+def render_sidecars(manifest: Manifest) -> dict[str, Any]:
+    """The sidecars as trees, by their path in the dataset folder."""
+    trees: dict[str, Any] = {
+        f"{split}.wids.json": render_wids(split, shards)
+        for split, shards in manifest.splits.items()
+    }
+    energon = render_energon(manifest)
+    return trees | {f"{ENERGON_FOLDER}/{name}": tree for name, tree in energon.items()}
 
 
 def render_wids(split: str, shards: Sequence[Shard]) -> dict[str, Any]:
@@ -108,6 +116,17 @@ def render_energon(manifest: Manifest) -> dict[str, Any]:
         },
         "dataset.yaml": {"__module__": "megatron.energon", "__class__": "CrudeWebdataset"},
     }
+
+
+def _remove_unfinished(manifest: Manifest, dataset_dir: Path) -> None:
+    """Temporary files that a killed run of this verb left."""
+    tars = [shard.name for shards in manifest.splits.values() for shard in shards]
+    names = {*render_sidecars(manifest), *(index_path(Path(name)).name for name in tars)}
+    for folder in (dataset_dir, dataset_dir / ENERGON_FOLDER):
+        for path in folder.glob(".*.*"):
+            final = path.parent / path.stem.removeprefix(".")
+            if str(final.relative_to(dataset_dir)) in names:
+                path.unlink()
 
 
 def _json(tree: Any) -> bytes:

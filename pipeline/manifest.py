@@ -119,7 +119,7 @@ def hash_config(config: dict[str, Any]) -> str:
 def write_manifest(manifest: Manifest, dataset_dir: str | Path) -> None:
     """Write `manifest.json`, complete or not at all: temporary name, fsync, rename."""
     path = Path(dataset_dir) / FILE_NAME
-    temporary = path.with_name(f".{FILE_NAME}.{os.getpid()}")
+    temporary = path.with_name(f".{FILE_NAME}.tmp")  # fixed: the run after a kill takes it over
     with temporary.open("w", encoding="utf-8") as file:
         file.write(render_manifest(manifest))
         file.flush()

@@ -165,6 +165,8 @@ def _remove_outdated(work: WorkFolder, dataset_dir: Path, current: set[str]) -> 
             (folder / name).unlink(missing_ok=True)
             index_path(folder / name).unlink(missing_ok=True)
         row.unlink()
+    for sidecar in dataset_dir.glob("*.wids.json"):  # of splits that may be no more
+        sidecar.unlink()
 
 
 def _move(tar: Path, dataset_dir: Path) -> None:

@@ -26,6 +26,7 @@ from pipeline.lock import DatasetLock
 from pipeline.manifest import read_manifest
 from pipeline.runner import StageError
 from pipeline.tar import index_path
+from pipeline.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = [
@@ -348,6 +349,26 @@ def test_an_outdated_work_folder_is_not_mixed_in(built, corpus, tmp_path, monkey
     build(config(corpus, dataset_dir))
     assert {path.name for path in dataset_dir.iterdir()} == {path.name for path in built.iterdir()}
     assert digests(dataset_dir) == digests(built)
+
+
+def test_sidecars_of_an_abandoned_split_go(corpus, tmp_path, monkeypatch):
+    dataset_dir = tmp_path / "dataset"
+    monkeypatch.setattr("pipeline.publish.write_manifest", _die)
+    with pytest.raises(KeyboardInterrupt):
+        build(config(corpus, dataset_dir))
+    assert (dataset_dir / "validation.wids.json").exists()
+    monkeypatch.undo()
+    assert verify(build(config(corpus, dataset_dir, "split.fraction=0"))) == []
+
+
+@pytest.mark.parametrize("name", ["train.wids.json", ".nv-meta/.info.json", "train-000000.tar.idx"])
+def test_index_verb_removes_what_a_killed_one_left(built, tmp_path, name):
+    copy = shutil.copytree(built, tmp_path / "copy")
+    left = (copy / name).with_name(f".{Path(name).name}.0a1b2c3d")
+    left.write_bytes(b"{")
+    index_dataset(copy)
+    assert not left.exists()
+    assert verify(copy) == []
 
 
 def _die(*_, **__):

@@ -17,6 +17,7 @@ from configs import load
 from pipeline.build import build
 from pipeline.config import PipelineConfig
 from pipeline.runner import StageError
+from pipeline.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = [
@@ -118,6 +119,7 @@ def check_kill(yaml_path, undisturbed, dataset_dir, *, rename, when):
     assert digests(finish(yaml_path, dataset_dir)) == expected
     assert not (dataset_dir / ".work").exists()
     assert not (dataset_dir / ".lock").exists()
+    assert verify(dataset_dir) == []
 
 
 @pytest.mark.slow
