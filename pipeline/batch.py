@@ -42,10 +42,14 @@ REJECTS = pa.schema(
         ("detail", pa.string()),  # what was found, where the reason alone does not tell
         ("source", pa.string()),
         ("position", pa.int64()),
-        ("bytes", pa.int64()),  # of the record's text
+        ("bytes", pa.int64()),  # of the record's text; of `UNREADABLE_FILES`, what was lost
         ("excerpt", pa.string()),
     ]
 )
+
+
+UNREADABLE_FILES = frozenset({"truncated_file", "unreadable_file"})
+"""Of them, those that stand for any number of records; their bytes are what was lost, as stored."""
 
 
 @dataclass(frozen=True, slots=True)

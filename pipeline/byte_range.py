@@ -22,6 +22,7 @@ _BLOCK_BYTES = 1 << 20  # of reading; from 256 KiB to 4 MiB the speed is the sam
 # Compressed bytes inflated at a time: a bomb of the highest ratio (1:1032 for gzip, about 1:32,000
 # for zst) takes 128 MB for a moment, and not the memory of the machine.
 _COMPRESSED_BYTES = 1 << 12
+_MAX_WINDOW_BYTES = 1 << 31  # of `zstd --long=31`; a frame takes what it asks for itself
 
 
 class Line(NamedTuple):
@@ -38,8 +39,10 @@ class Line(NamedTuple):
 class DamagedFileError(Exception):
     """A compressed stream that is cut short or corrupt; what came before has been read."""
 
-    def __init__(self, message: str, *, line: Line | None = None) -> None:
+    def __init__(self, message: str, *, unread: int, line: Line | None = None) -> None:
         super().__init__(message)
+        self.unread = unread
+        """Stored bytes behind the damage; of a stream cut short nobody knows how many."""
         self.line = line or Line(0, b"", 0)
         """The incomplete line in which the stream breaks off."""
 
@@ -111,19 +114,24 @@ def blocks(opened: BinaryIO, file: CorpusFile) -> Iterator[bytes]:
     name = file.url.lower()
     stored = iter(lambda: opened.read(_BLOCK_BYTES), b"")
     if name.endswith(".gz"):
-        return _inflate(stored, lambda: zlib.decompressobj(wbits=31))
+        return _inflate(stored, file.bytes, lambda: zlib.decompressobj(wbits=31))
     if name.endswith(".zst"):
-        return _inflate(stored, lambda: zstandard.ZstdDecompressor().decompressobj())
+        return _inflate(stored, file.bytes, _zstd_frame)
     return stored
 
 
-def _inflate(stored: Iterable[bytes], new_frame: Callable[[], Any]) -> Iterator[bytes]:
+def _zstd_frame() -> Any:
+    return zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES).decompressobj()
+
+
+def _inflate(stored: Iterable[bytes], size: int, new_frame: Callable[[], Any]) -> Iterator[bytes]:
     """Decompress frames, one after another, up to the end or the first damage."""
-    frame = None
+    frame, taken = None, 0
     try:
         for block in stored:
             for begin in range(0, len(block), _COMPRESSED_BYTES):
                 rest = block[begin : begin + _COMPRESSED_BYTES]
+                read = taken + begin
                 while rest:
                     if frame is None:
                         rest = rest.lstrip(b"\0")  # tapes and block devices pad with zeros
@@ -132,10 +140,11 @@ def _inflate(stored: Iterable[bytes], new_frame: Callable[[], Any]) -> Iterator[
                     data, rest, frame = _step(frame, rest)
                     if data:
                         yield data
+            taken += len(block)
     except (zlib.error, zstandard.ZstdError) as error:
-        raise DamagedFileError(f"corrupt compressed stream: {error}") from None
+        raise DamagedFileError(f"corrupt compressed stream: {error}", unread=size - read) from None
     if frame is not None:
-        raise DamagedFileError("the compressed stream ends before its end mark")
+        raise DamagedFileError("the compressed stream ends before its end mark", unread=0)
 
 
 def _step(frame: Any, data: bytes) -> tuple[bytes, bytes, Any]:
@@ -164,7 +173,7 @@ def _lines(stream: Iterator[bytes], position: int, max_bytes: int) -> Iterator[L
             pending = Bounded(position, max_bytes)
             pending.add(rest)
     except DamagedFileError as error:
-        raise DamagedFileError(str(error), line=pending.line()) from None
+        raise DamagedFileError(str(error), unread=error.unread, line=pending.line()) from None
     if pending.bytes:
         yield pending.line()
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.batch import UNREADABLE, Count
+from pipeline.batch import UNREADABLE, UNREADABLE_FILES, Count
 from pipeline.plan import Histogram, ShardPlan, plan_shards
 from pipeline.portions import Placement, add_counts, read_record
 from pipeline.rejects import Tally, add_tallies
@@ -36,10 +36,12 @@ class Terms:
     """Decides each document's place."""
     num_portions: int
     """Length of the plan of the corpus."""
+    corpus_bytes: int
+    """Of all files as stored."""
     target_tokens: int
     """Wished size of a shard."""
     max_bad_fraction: float
-    """More unreadable records than this refuse the build."""
+    """A larger share of unreadable records, or of bytes, refuses the build."""
     config_hash: str
     """Of the config that decides bytes."""
 
@@ -89,7 +91,7 @@ def decide(terms: Terms) -> Decision:
         sums.counts = add_counts(sums.counts, record.counts)
         sums.tallies = tuple(add_tallies([*sums.tallies, *record.tallies]))
         spills.extend(record.spills)
-    _refuse_unreadable(sums, terms.max_bad_fraction)
+    _refuse_unreadable(sums, terms)
     threshold = _split(sums, terms.placement)
     _refuse_empty(sums)
     plan = plan_shards(
@@ -114,24 +116,33 @@ def _split(sums: _Sums, placement: Placement) -> int:
     return threshold
 
 
-def _refuse_unreadable(sums: _Sums, max_bad_fraction: float) -> None:
+def _refuse_unreadable(sums: _Sums, terms: Terms) -> None:
+    """By records, and by bytes: a lost file is one reject, whatever number of records it held."""
     bad = [one for one in sums.tallies if one.reason in UNREADABLE]
     num_bad = sum(one.records for one in bad)
     num_read = sums.counts[0].records_in if sums.counts else 0
-    if num_bad <= max_bad_fraction * num_read:
+    lost = sum(one.bytes for one in bad if one.reason in UNREADABLE_FILES)
+    allowed = terms.max_bad_fraction
+    if num_bad <= allowed * num_read and lost <= allowed * terms.corpus_bytes or allowed == 1:
         return
+    shares = num_bad / max(num_read, 1), lost / max(terms.corpus_bytes, 1)
+    files = f" and {min(shares[1], 1):.2%} of the corpus bytes" if lost else ""
+    needed = min(max(shares) + 0.0001, 1)
     reasons = "; ".join(map(_describe, sorted(bad, key=lambda one: -one.records)[:SUMMARY_REASONS]))
     raise ValueError(
-        f"{num_bad:,} of {num_read:,} records ({num_bad / num_read:.2%}) could not be read, "
-        f"max_bad_fraction allows {max_bad_fraction:.2%}: {reasons}. Mend the corpus, or allow "
-        f"more with max_bad_fraction={num_bad / num_read + 0.0001:.4f}: what was read is kept"
+        f"{num_bad:,} of {num_read:,} records ({shares[0]:.2%}){files} could not be read, "
+        f"max_bad_fraction allows {allowed:.2%}: {reasons}. Mend the corpus, or allow "
+        f"more with max_bad_fraction={needed:.4f}: what was read is kept"
     )
 
 
 def _describe(one: Tally) -> str:
     first = one.examples[0] if one.examples else {"source": "", "position": "", "detail": ""}
     detail = f": {first['detail']}" if first["detail"] else ""
-    return f"{one.reason} {one.records:,} (first {first['source']} at {first['position']}{detail})"
+    others = sorted({str(each["source"]) for each in one.examples} - {str(first["source"])})
+    also = f"; also {', '.join(others)}" if others and one.reason in UNREADABLE_FILES else ""
+    place = f"first {first['source']} at {first['position']}{detail}"
+    return f"{one.reason} {one.records:,} ({place}{also})"
 
 
 def _refuse_empty(sums: _Sums) -> None:

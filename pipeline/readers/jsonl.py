@@ -43,7 +43,7 @@ def _records(portion: Portion, column: str, max_bytes: int) -> Iterator[Record |
                 yield record
     except DamagedFileError as error:
         position, head, size = error.line
-        yield BadRecord("truncated_file", position, str(error), size, head)
+        yield BadRecord("truncated_file", position, str(error), size + error.unread, head)
 
 
 def _parse(line: Line, column: str) -> Record | BadRecord | None:

@@ -112,7 +112,7 @@ def _row_groups(portion: Portion, parquet: pq.ParquetFile, config: Config) -> It
                 yield batch
                 done = rows
         except (pa.ArrowException, OSError) as error:
-            size = metadata.row_group(group).total_byte_size
+            size = _stored_bytes(metadata.row_group(group))
             texts = pa.array([], pa.large_binary())
             bad = [_unreadable(row + done, error, size)]
             none = np.empty(0, np.int64)
@@ -132,6 +132,10 @@ def _batches(
         for batch in _slices(portion, row + done, texts, config.max_record_mib << 20):
             yield batch, done + len(texts)
         done += len(texts)
+
+
+def _stored_bytes(group: Any) -> int:
+    return sum(group.column(index).total_compressed_size for index in range(group.num_columns))
 
 
 def _unreadable(row: int, error: Exception, size: int) -> BadRecord:

@@ -60,7 +60,7 @@ def _whole_file(file: CorpusFile, max_bytes: int) -> Iterator[Record | BadRecord
             for part in blocks(opened, file):
                 text.add(part)
     except DamagedFileError as error:
-        yield BadRecord("truncated_file", 0, str(error), text.bytes, text.line().head)
+        yield BadRecord("truncated_file", 0, str(error), file.bytes, text.line().head)
     else:
         if text.bytes:
             yield _record("file", text.line())
@@ -110,7 +110,8 @@ def _broken(block: Bounded | None, error: DamagedFileError) -> BadRecord:
     if block is not None:
         block.add(b"\n" + rest.head, length=rest.bytes + 1)
         rest = block.line()
-    return BadRecord("truncated_file", rest.position, str(error), rest.bytes, rest.head)
+    size = rest.bytes + error.unread
+    return BadRecord("truncated_file", rest.position, str(error), size, rest.head)
 
 
 def _blank_line_start(file: CorpusFile, start: int) -> int:

@@ -90,7 +90,25 @@ def test_damage_tells_the_line_in_which_the_stream_ends(tmp_path, cut):
 def test_bytes_that_are_no_frame_behind_a_frame(tmp_path):
     (tmp_path / "a.gz").write_bytes(gzip.compress(b"one\n") + b"\0\0garbage")
     found = []
-    with pytest.raises(DamagedFileError, match="corrupt compressed stream"):
+    with pytest.raises(DamagedFileError, match="corrupt compressed stream") as caught:
         for line in lines(_file(tmp_path / "a.gz"), start=0, stop=None, max_bytes=99):
             found.append(line)
+    assert found == [Line(0, b"one", 3)]
+    assert 0 < caught.value.unread <= (tmp_path / "a.gz").stat().st_size
+
+
+@pytest.mark.parametrize("good", [b"", gzip.compress(bytes(2_000_000), 0)])
+def test_damage_tells_how_much_was_not_read(tmp_path, good):
+    """To 4 KiB: so much is inflated at a time."""
+    (tmp_path / "a.gz").write_bytes(good + b"garbage" * 50_000)
+    with pytest.raises(DamagedFileError, match="corrupt compressed stream") as caught:
+        list(lines(_file(tmp_path / "a.gz"), start=0, stop=None, max_bytes=99))
+    assert 350_000 <= caught.value.unread < 350_000 + 4096
+
+
+def test_a_zst_frame_of_the_largest_window(tmp_path):
+    window = zstandard.ZstdCompressionParameters(window_log=31, hash_log=12, chain_log=12)
+    made = zstandard.ZstdCompressor(compression_params=window).compressobj()
+    (tmp_path / "a.zst").write_bytes(made.compress(b"one\n") + made.flush())
+    found = list(lines(_file(tmp_path / "a.zst"), start=0, stop=None, max_bytes=99))
     assert found == [Line(0, b"one", 3)]

@@ -41,11 +41,12 @@ def write(work, portion, *, train=100, records=100, bad=0, reason="invalid_json"
     sums.write(work, portion, f"print {portion}")
 
 
-def terms(work, *, max_bad_fraction=0.01, split=None):
+def terms(work, *, max_bad_fraction=0.01, split=None, corpus_bytes=10_000):
     return Terms(
         work=work,
         placement=place(split or SplitConfig(), shuffle_seed=0, partition_bits=12),
         num_portions=2,
+        corpus_bytes=corpus_bytes,
         target_tokens=1000,
         max_bad_fraction=max_bad_fraction,
         config_hash="c",
@@ -77,7 +78,10 @@ def test_the_fingerprint_changes_with_any_portion(work):
 def test_unreadable_records_are_summed_up(work):
     write(work, 0, bad=3)
     write(work, 1, bad=4, reason="truncated_file")
-    with pytest.raises(ValueError, match=r"7 of 200 records \(3.50%\) could not be read") as raised:
+    with pytest.raises(
+        ValueError,
+        match=r"7 of 200 records \(3.50%\) and 0.20% of the corpus bytes could not be read",
+    ) as raised:
         decide(terms(work))
     message = str(raised.value)
     assert (
@@ -85,6 +89,29 @@ def test_unreadable_records_are_summed_up(work):
     )
     assert "max_bad_fraction=0.0351" in message
     assert decide(terms(work, max_bad_fraction=0.0351)).plan.shards
+
+
+@pytest.mark.parametrize("reason", ["truncated_file", "unreadable_file"])
+def test_a_lost_file_counts_by_its_bytes(work, reason):
+    """Two rejects of 2,000 records lost 10 bytes of 100."""
+    write(work, 0, records=1000, bad=1, reason=reason)
+    write(work, 1, records=1000, bad=1, reason=reason)
+    expected = (
+        r"2 of 2,000 records \(0.10%\) and 10.00% of the corpus bytes could not be read, .*"
+        rf"{reason} 2 \(first 0.jsonl at 0: bad luck; also 1.jsonl\).* max_bad_fraction=0.1001:"
+    )
+    with pytest.raises(ValueError, match=expected):
+        decide(terms(work, corpus_bytes=100))
+    assert decide(terms(work, corpus_bytes=100, max_bad_fraction=0.1001)).plan.shards
+    assert decide(terms(work, corpus_bytes=1000)).plan.shards
+
+
+def test_the_advice_is_a_value_that_is_allowed(work):
+    write(work, 0, records=10, bad=10)
+    write(work, 1, records=0)
+    with pytest.raises(ValueError, match=r"with max_bad_fraction=1\.0000:"):
+        decide(terms(work))
+    assert decide(terms(work, max_bad_fraction=1)).plan.shards
 
 
 def test_filtered_records_are_not_bad_ones(work):
