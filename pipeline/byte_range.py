@@ -11,10 +11,10 @@ from contextlib import closing
 from typing import Any, BinaryIO, NamedTuple, cast
 
 import zstandard
-from fsspec.core import url_to_fs
 
 from pipeline.batch import EXCERPT_BYTES
 from pipeline.corpus import CorpusFile
+from pipeline.urls import locate
 
 COMPRESSIONS = (".gz", ".zst")
 
@@ -71,8 +71,9 @@ def open_corpus_file(file: CorpusFile) -> BinaryIO:
     Raises:
         ValueError: the file has another size than when the corpus was listed.
     """
-    fs, path = url_to_fs(file.url)
+    fs, path = locate(file.url)
     opened = fs.open(path, "rb")
+    opened.file_system = fs  # an archive closes with it
     size = opened.seek(0, io.SEEK_END)
     if size != file.bytes:
         opened.close()

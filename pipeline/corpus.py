@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from fsspec.core import has_magic, url_to_fs
+from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.urls import locate, member_url
 
 _LOG = logging.getLogger(__name__)
 
@@ -126,9 +128,10 @@ class _Found(NamedTuple):
 
 def _expand(pattern: str, extensions: Sequence[str]) -> list[_Found]:
     """The files that one entry of the config's `path` names."""
-    fs, path = url_to_fs(pattern)
+    fs, path = locate(pattern)
     if fs.isfile(path):
-        return [_found(fs, _follow(fs, fs.info(path)), posixpath.dirname(path))]
+        info = _follow(fs, fs.info(path))
+        return [_found(fs, info, posixpath.dirname(path), pattern)]
     if fs.isdir(path):
         root, matches = path, fs.find(path, detail=True)
     elif has_magic(path):
@@ -147,7 +150,7 @@ def _expand(pattern: str, extensions: Sequence[str]) -> list[_Found]:
             f"{pattern}: {len(files)} files, none of them with an extension of this format: "
             f"{', '.join(extensions)}; found {posixpath.basename(files[0]['name'])}"
         )
-    return [_found(fs, info, root) for info in wanted]
+    return [_found(fs, info, root, pattern) for info in wanted]
 
 
 def _follow(fs: Any, info: dict[str, Any]) -> dict[str, Any]:
@@ -164,18 +167,19 @@ def _follow(fs: Any, info: dict[str, Any]) -> dict[str, Any]:
     return info
 
 
-def _found(fs: Any, info: dict[str, Any], root: str) -> _Found:
+def _found(fs: Any, info: dict[str, Any], root: str, pattern: str) -> _Found:
     if info["size"] is None:
         info = fs.info(info["name"])
     local = isinstance(fs, LocalFileSystem)
-    return _Found(info["name"] if local else fs.unstrip_protocol(info["name"]), root, info)
+    url = info["name"] if local else member_url(fs, info["name"], pattern)
+    return _Found(url, root, info)
 
 
 def _fixed_part(path: str) -> str:
-    """`data/*/a.txt` -> `data`."""
+    """`data/*/a.txt` -> `data`; in an archive, whose paths have no root, `*.txt` -> nothing."""
     parts = path.split("/")
     magic = next(index for index, part in enumerate(parts) if has_magic(part))
-    return "/".join(parts[:magic]) or "/"
+    return "/".join(parts[:magic]) or ("/" if path.startswith("/") else "")
 
 
 def _name(found: list[_Found]) -> list[CorpusFile]:
@@ -200,7 +204,16 @@ def _size(entry: _Found) -> int:
 
 
 # What the file systems of fsspec call the thing that changes when a file does, best first.
-_VERSION_KEYS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated")
+_VERSION_KEYS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "CRC",
+)
 
 
 def _version(info: dict[str, Any]) -> str:

@@ -8,11 +8,10 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-import fsspec
-
 from pipeline.config import PipelineConfig, byte_config
 from pipeline.corpus import Portion
 from pipeline.portions import Placement
+from pipeline.urls import locate
 
 STAGES_VERSION = 2
 """Raised when a stage makes other bytes of the same input."""
@@ -62,7 +61,8 @@ def _rows(portions: Sequence[Portion]) -> list[Any]:
 
 
 def _file_version(path: str) -> str:
-    with fsspec.open(path, "rb") as file:
+    fs, name = locate(path)
+    with fs.open(name, "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()
 
 

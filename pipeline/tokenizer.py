@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import fsspec
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HuggingFace
 
 from configs import command
 from pipeline.manifest import Tokenizer
+from pipeline.urls import locate
 
 FILE_NAME = "tokenizer.json"
 
@@ -132,8 +132,9 @@ def read_tokenizer(source: str, *, end_of_document: str) -> str:
         FileNotFoundError: there is no such file.
         ValueError: it is no tokenizer, or has no special token of the name `end_of_document`.
     """
+    fs, path = locate(source)
     try:
-        with fsspec.open(source, "rb") as file:
+        with fs.open(path, "rb") as file:
             text: str = file.read().decode("utf-8")
         tokenizer = parse_tokenizer(text)
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
