@@ -1,7 +1,8 @@
 """`python -m pipeline.index DATASET`: indexes and sidecars, made from the tars of a dataset.
 
 A build writes them already; this renews them, and makes them where a copy left them behind.
-`<shard>.tar.idx` and `.nv-meta/` are Megatron-Energon's, `<split>.wids.json` is of wids.
+`<shard>.tar.idx` and `.nv-meta/` are Megatron-Energon's, `<split>.wids.json` is of wids, and
+`README.md` tells Hugging Face datasets which files are data.
 """
 
 import argparse
@@ -19,10 +20,27 @@ from pipeline.manifest import Manifest, Shard, read_manifest
 from pipeline.tar import index_path, render_index, scan
 from pipeline.work import write_atomic
 
+CARD = "README.md"
 ENERGON_FOLDER = ".nv-meta"
 ENERGON_VERSION = "7.4.0"
 """The version whose files these are."""
 ENERGON_SPLITS = {"train": "train", "validation": "val"}
+
+_CARD_TEXT = """
+# Tokenized text
+
+WebDataset shards of token blocks, made by `python -m pipeline`. `manifest.json` lists every shard
+with its size and sha256; `python -m pipeline.verify` checks them. Each sample of a tar is
+
+- `tokens.npy`: token ids; the tokenizer is `tokenizer.json`
+- `docs.npy`: offsets at which documents begin
+- `json`: the keys of the documents in the block, and its number of tokens
+
+To read it:
+
+    datasets.load_dataset("FOLDER", split="train")
+    webdataset.WebDataset("FOLDER/train-{000000..LAST}.tar").decode()
+"""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -73,12 +91,29 @@ def render_tar_index(dataset_dir: Path, shard: Shard) -> bytes:
 
 
 def write_sidecars(manifest: Manifest, folder: Path) -> None:
-    """Write what lets wids and Megatron-Energon read the dataset without conversion."""
+    """Write what lets other libraries read the dataset without conversion.
+
+    A card that is there stays: its text may be the user's.
+    """
+    if not (folder / CARD).exists():
+        write_atomic(folder / CARD, render_card(manifest).encode())
     (folder / ENERGON_FOLDER).mkdir(exist_ok=True)
     for name, tree in render_sidecars(manifest).items():
         is_yaml = name.endswith(".yaml")
         text = yaml.safe_dump(tree, sort_keys=False).encode() if is_yaml else _json(tree)
         write_atomic(folder / name, text)
+
+
+def render_card(manifest: Manifest) -> str:
+    """The dataset card, from whose front matter Hugging Face datasets knows tars from the rest."""
+    front = yaml.safe_dump(card_front(manifest), sort_keys=False)
+    return f"---\n{front}---\n{_CARD_TEXT}"
+
+
+def card_front(manifest: Manifest) -> dict[str, Any]:
+    """The front matter of the card."""
+    files = [{"split": split, "path": f"{split}-*.tar"} for split in sorted(manifest.splits)]
+    return {"configs": [{"config_name": "default", "data_files": files}]}
 
 
 def render_sidecars(manifest: Manifest) -> dict[str, Any]:
@@ -121,7 +156,7 @@ def render_energon(manifest: Manifest) -> dict[str, Any]:
 def _remove_unfinished(manifest: Manifest, dataset_dir: Path) -> None:
     """Temporary files that a killed run of this verb left."""
     tars = [shard.name for shards in manifest.splits.values() for shard in shards]
-    names = {*render_sidecars(manifest), *(index_path(Path(name)).name for name in tars)}
+    names = {CARD, *render_sidecars(manifest), *(index_path(Path(name)).name for name in tars)}
     for folder in (dataset_dir, dataset_dir / ENERGON_FOLDER):
         for path in folder.glob(".*.*"):
             final = path.parent / path.stem.removeprefix(".")

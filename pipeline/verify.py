@@ -46,7 +46,9 @@ RULES = {
     "keys": "keys are unique over the dataset",
     **TEXT_RULES,
 }
-SIDECARS = frozenset({"config.yaml", "rejects", "report.html", "report.json", ".lock", ".nv-meta"})
+SIDECARS = frozenset(
+    {"README.md", "config.yaml", "rejects", "report.html", "report.json", ".lock", ".nv-meta"}
+)
 """What a dataset folder may hold beside that which its manifest names."""
 EXAMPLES = 3
 """Faults shown of each rule; `--all` shows every one."""

@@ -418,6 +418,35 @@ def test_index_verb_makes_the_same_files(built, tmp_path):
     assert index_path(copy / "train-000000.tar").exists()
 
 
+def test_index_verb_keeps_a_card_and_makes_a_missing_one(built, tmp_path):
+    copy = shutil.copytree(built, tmp_path / "copy")
+    written = (copy / "README.md").read_bytes()
+    (copy / "README.md").write_bytes(written + b"Mine.")
+    index_dataset(copy)
+    assert (copy / "README.md").read_bytes() == written + b"Mine."
+    (copy / "README.md").unlink()
+    index_dataset(copy)
+    assert (copy / "README.md").read_bytes() == written
+
+
+@pytest.mark.slow
+def test_hugging_face_datasets_reads_the_built_folder(built, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import datasets
+
+    loaded = datasets.load_dataset(str(built), cache_dir=str(tmp_path))
+    manifest = read_manifest(built)
+    assert set(loaded) == set(manifest.splits) == {"train", "validation"}
+    for split, shards in manifest.splits.items():
+        urls = [str(built / shard.name) for shard in shards]
+        expected = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+        assert [row["__key__"] for row in loaded[split]] == [one["__key__"] for one in expected]
+        for row, one in zip(loaded[split], expected, strict=True):
+            assert row["tokens.npy"] == one["tokens.npy"].tolist()
+            assert row["docs.npy"] == one["docs.npy"].tolist()
+            assert row["json"] == one["json"]
+
+
 def test_config_yaml_builds_the_same_dataset(built, tmp_path):
     again = load(PipelineConfig, built / "config.yaml", [f"dataset_dir={tmp_path / 'dataset'}"])
     other = build(again)
