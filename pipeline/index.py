@@ -146,7 +146,9 @@ def render_energon(manifest: Manifest) -> dict[str, Any]:
     return {
         ".info.json": {"energon_version": ENERGON_VERSION, "shard_counts": counts},
         "split.yaml": {
-            "split_parts": {ENERGON_SPLITS[split]: shards for split, shards in names.items()},
+            "split_parts": {
+                ENERGON_SPLITS.get(split, split): shards for split, shards in names.items()
+            },
             "exclude": [],
         },
         "dataset.yaml": {"__module__": "megatron.energon", "__class__": "CrudeWebdataset"},

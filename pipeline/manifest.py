@@ -223,13 +223,15 @@ def _from_tree(tree: dict[str, Any]) -> Manifest:
     libraries = _of_type(tree["libraries"], dict, "libraries")
     for library, version in libraries.items():
         _of_type(version, str, f"libraries.{library}")
+    for split in _of_type(tree["splits"], dict, "splits"):
+        _check_name(split)
     if tree["token_dtype"] not in (None, "uint16", "uint32"):
         raise ValueError(f"token_dtype is {_shown(tree['token_dtype'])}, must be uint16 or uint32")
     return Manifest(
         kind=_of_type(tree["kind"], str, "kind"),
         splits={
             split: tuple(_shard(row) for row in _of_type(rows, list, f"splits.{split}"))
-            for split, rows in _of_type(tree["splits"], dict, "splits").items()
+            for split, rows in tree["splits"].items()
         },
         config=_of_type(tree["config"], dict, "config"),
         libraries=libraries,

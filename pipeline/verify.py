@@ -31,8 +31,10 @@ from pipeline import manifest as contract
 from pipeline.encoder import token_dtype
 from pipeline.hashes import Hashes
 from pipeline.manifest import Manifest, Shard, read_manifest
-from pipeline.tar import index_path, scan
+from pipeline.tar import scan
 from pipeline.tokenizer import parse_tokenizer, special_tokens
+from pipeline.verify_files import RULES as FILE_RULES
+from pipeline.verify_files import check_content, check_files, check_sidecars
 from pipeline.verify_shard import RULES as SHARD_RULES
 from pipeline.verify_shard import Fault, Findings, verify_shard
 from pipeline.verify_text import RULES as TEXT_RULES
@@ -40,16 +42,12 @@ from pipeline.verify_text import TextRules
 
 RULES = {
     "manifest": "manifest.json is whole and agrees with itself",
-    "files": "all files are there, and no others",
+    **FILE_RULES,
     "tokenizer": "the tokenizer is the manifest's, and the token type holds its ids",
     **SHARD_RULES,
     "keys": "keys are unique over the dataset",
     **TEXT_RULES,
 }
-SIDECARS = frozenset(
-    {"README.md", "config.yaml", "rejects", "report.html", "report.json", ".lock", ".nv-meta"}
-)
-"""What a dataset folder may hold beside that which its manifest names."""
 EXAMPLES = 3
 """Faults shown of each rule; `--all` shows every one."""
 
@@ -85,7 +83,9 @@ def verify_dataset(dataset_dir: Path, *, console: Console | None = None) -> Find
     manifest = _verify_manifest(dataset_dir, findings)
     if manifest is None:
         return findings
-    _verify_files(dataset_dir, manifest, findings)
+    check_content(manifest, findings)
+    check_files(dataset_dir, manifest, findings)
+    check_sidecars(dataset_dir, manifest, findings)
     _verify_tokenizer(dataset_dir, manifest, findings)
     shards = [shard for shards in manifest.splits.values() for shard in shards]
     present = [shard for shard in shards if (dataset_dir / shard.name).is_file()]
@@ -135,24 +135,6 @@ def _verify_manifest(dataset_dir: Path, findings: Findings) -> Manifest | None:
     except ValueError as error:
         findings.add("manifest", contract.FILE_NAME, str(error))
         return None
-
-
-def _verify_files(dataset_dir: Path, manifest: Manifest, findings: Findings) -> None:
-    tars = [shard.name for shards in manifest.splits.values() for shard in shards]
-    expected = {contract.FILE_NAME, *tars, *(index_path(Path(name)).name for name in tars)}
-    if manifest.tokenizer is not None:
-        expected.add(manifest.tokenizer.file)
-    optional = {
-        *SIDECARS,
-        *(f"{split}.wids.json" for split in manifest.splits),
-        *(Path(name).with_suffix(".idx").name for name in tars),  # of DALI
-    }
-    found = {path.name for path in dataset_dir.iterdir()}
-    findings.checked["files"] += len(expected | found)
-    for name in sorted(expected - found):
-        findings.add("files", name, "is missing")
-    for name in sorted(found - expected - optional):
-        findings.add("files", name, "is not of this dataset: the manifest does not name it")
 
 
 def _verify_tokenizer(dataset_dir: Path, manifest: Manifest, findings: Findings) -> None:

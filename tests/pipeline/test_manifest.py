@@ -50,6 +50,7 @@ DAMAGES = [
     (("splits",), [], "splits is"),
     (("splits", "train"), None, "splits.train is"),
     (("splits", "train"), [None], "a shard is"),
+    (("splits", "../x"), [], "../x is no plain file name"),
     (("token_dtype",), "abc", "token_dtype is abc"),
     (("token_dtype",), [], "token_dtype is"),
     (("kind",), 1, "kind is"),

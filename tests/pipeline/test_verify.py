@@ -1,13 +1,16 @@
 import dataclasses
+import gzip
 import hashlib
 import io
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
 import tarfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.blocks import cut_blocks
+from pipeline.index import write_sidecars
 from pipeline.manifest import Chunks, Manifest, Tokenizer, read_manifest, write_manifest
 from pipeline.tar import encode_npy, index_path, render_header, scan, write_shard
 from pipeline.tokenizer import characters_tokenizer, describe_tokenizer
@@ -43,7 +47,19 @@ def dataset(tmp_path):
         token_dtype="uint16",
     )
     write_manifest(manifest, tmp_path)
+    write_beside(manifest, tmp_path)
     return tmp_path
+
+
+def write_beside(manifest, folder):
+    write_sidecars(manifest, folder)
+    (folder / "config.yaml").write_text("shuffle_seed: 0\n")
+    (folder / "report.json").write_text("{}")
+    (folder / "report.html").write_text("<!doctype html>")
+    (folder / "rejects").mkdir()
+    for stage in ("read", "quality"):
+        lines = gzip.compress(b'{"reason": "a"}\n') + gzip.compress(b'{"reason": "b"}\n')
+        (folder / "rejects" / f"{stage}.jsonl.gz").write_bytes(lines)
 
 
 def make_shard(folder, name, *, seed, documents=6):
@@ -96,7 +112,9 @@ def seal(folder, name=SHARD, **changes):
         for shard in manifest.splits["train"]
     )
     splits = {**manifest.splits, "train": shards}
-    write_manifest(dataclasses.replace(manifest, splits=splits), folder)
+    manifest = dataclasses.replace(manifest, splits=splits)
+    write_manifest(manifest, folder)
+    write_sidecars(manifest, folder)
 
 
 def edit(change, **more):
@@ -191,6 +209,16 @@ def remove(name):
     return lambda folder: (folder / name).unlink()
 
 
+def replace_file(name, make):
+    """A damage that puts something else into the place of a file."""
+
+    def damage(folder):
+        (folder / name).unlink()
+        make(folder / name)
+
+    return damage
+
+
 def add(name):
     return lambda folder: (folder / name).write_bytes(b"x")
 
@@ -247,6 +275,15 @@ def shortened(extension):
     return edit(lambda members: [m for m in members if m[0] != f"train-000001-000001.{extension}"])
 
 
+SIDECARS = ("config.yaml", "report.html", "report.json", "train.wids.json", "validation.wids.json")
+RENDERED = (
+    "train.wids.json",
+    "validation.wids.json",
+    ".nv-meta/.info.json",
+    ".nv-meta/split.yaml",
+    ".nv-meta/dataset.yaml",
+)
+READABLE = ("config.yaml", "report.html", "report.json", "README.md", *RENDERED)
 MIDDLE = f"{SHARD}: train-000001-000001"
 DAMAGES = {
     "unreadable manifest": (
@@ -269,6 +306,95 @@ DAMAGES = {
         [("files", "train-000002.tar", "does not name it")],
     ),
     "a file too many": (add("notes.txt"), [("files", "notes.txt", "does not name it")]),
+    "a shard is a link to nothing": (
+        replace_file(SHARD, lambda path: path.symlink_to("/nonexistent/blob")),
+        [("files", SHARD, "is no regular file")],
+    ),
+    "a shard is a folder": (
+        replace_file(SHARD, Path.mkdir),
+        [("files", SHARD, "is no regular file")],
+    ),
+    "a shard is a pipe": (
+        replace_file(SHARD, os.mkfifo),
+        [("files", SHARD, "is no regular file")],
+    ),
+    "an index is a link to nothing": (
+        replace_file(f"{SHARD}.idx", lambda path: path.symlink_to("/nonexistent/blob")),
+        [("files", f"{SHARD}.idx", "is no regular file")],
+    ),
+    "an index is a folder": (
+        replace_file(f"{SHARD}.idx", Path.mkdir),
+        [("files", f"{SHARD}.idx", "is no regular file")],
+    ),
+    "the tokenizer is a folder": (
+        replace_file("tokenizer.json", Path.mkdir),
+        [("files", "tokenizer.json", "is no regular file")],
+    ),
+    "the tokenizer is a link to nothing": (
+        replace_file("tokenizer.json", lambda path: path.symlink_to("/nonexistent/blob")),
+        [("files", "tokenizer.json", "is no regular file")],
+    ),
+    "another kind": (
+        edit_manifest(lambda tree: {**tree, "kind": "banana"}),
+        [("manifest", "manifest.json", "is of kind 'banana', not text")],
+    ),
+    "no sidecar": (
+        lambda folder: [remove(name)(folder) for name in SIDECARS],
+        [("files", name, "is missing") for name in SIDECARS],
+    ),
+    "no folders": (
+        lambda folder: [shutil.rmtree(folder / name) for name in (".nv-meta", "rejects")],
+        [("files", ".nv-meta", "is missing"), ("files", "rejects", "is missing")],
+    ),
+    "files instead of folders": (
+        lambda folder: [
+            (shutil.rmtree(folder / name), add(name)(folder)) for name in (".nv-meta", "rejects")
+        ],
+        [("files", ".nv-meta", "is no folder"), ("files", "rejects", "is no folder")],
+    ),
+    "a file of Energon missing": (
+        remove(".nv-meta/split.yaml"),
+        [("files", ".nv-meta/split.yaml", "is missing")],
+    ),
+    "sidecars that cannot be read": (
+        lambda folder: [(folder / name).write_bytes(b"{\xff") for name in READABLE],
+        [("sidecars", name, "cannot be read: ") for name in READABLE],
+    ),
+    "sidecars without fields": (
+        lambda folder: [
+            (folder / name).write_text("[]") for name in ("config.yaml", "report.json")
+        ],
+        [("sidecars", name, "holds no fields") for name in ("config.yaml", "report.json")],
+    ),
+    "sidecars of other shards": (
+        lambda folder: [(folder / name).write_text("{}") for name in RENDERED],
+        [("sidecars", name, "does not agree with the manifest") for name in RENDERED],
+    ),
+    "a card of other splits": (
+        lambda folder: (folder / "README.md").write_text("---\nconfigs: []\n---\n"),
+        [("sidecars", "README.md", "its configs are not the splits")],
+    ),
+    "rejects cut": (
+        lambda folder: os.truncate(folder / "rejects" / "read.jsonl.gz", 50),
+        [("sidecars", "rejects/read.jsonl.gz", "cannot be read behind line ")],
+    ),
+    "rejects that are no gzip file, no objects, none of ours": (
+        lambda folder: [
+            (folder / "rejects" / name).write_bytes(content)
+            for name, content in [
+                ("a.jsonl.gz", b"x"),
+                ("b.jsonl.gz", gzip.compress(b"{}\n[]\n")),
+                ("c.jsonl.gz", gzip.compress(b"{}\n{\n")),
+                ("d.txt", b""),
+            ]
+        ],
+        [
+            ("sidecars", "rejects/a.jsonl.gz", "behind line 0: Not a gzipped file"),
+            ("sidecars", "rejects/b.jsonl.gz", "behind line 1: is no object"),
+            ("sidecars", "rejects/c.jsonl.gz", "behind line 1: "),
+            ("files", "rejects/d.txt", "is no file of rejects"),
+        ],
+    ),
     "another tokenizer": (
         lambda folder: (folder / "tokenizer.json").write_text(
             characters_tokenizer("ABCDEFGH", end_of_document=END)
@@ -506,14 +632,29 @@ def test_each_damage_is_named(dataset, name):
         assert message in its_message
 
 
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({}, "lists no shard of 'train'"),
+        ({"validation": ()}, "lists no shard of 'validation'"),
+        ({"test": ()}, "has a split 'test'; there are train, validation"),
+    ],
+)
+def test_a_dataset_has_a_train_shard(dataset, splits, message):
+    write_manifest(dataclasses.replace(read_manifest(dataset), splits=splits), dataset)
+    found = [fault.message for fault in verify(dataset) if fault.rule == "manifest"]
+    assert "lists no shard of 'train'" in found
+    assert message in found
+
+
 def test_every_rule_has_a_damage():
     assert {rule for _, expected in DAMAGES.values() for rule, *_ in expected} == set(RULES)
 
 
-def test_sidecars_are_allowed(dataset):
-    for name in ("config.yaml", "report.html", "train.wids.json", "train-000000.idx", ".lock"):
+def test_files_of_others_are_allowed(dataset):
+    for name in ("train-000000.idx", ".lock", ".nv-meta/index.sqlite"):
         add(name)(dataset)
-    (dataset / "rejects").mkdir()
+    (dataset / "README.md").unlink()
     assert verify(dataset) == []
 
 
@@ -546,7 +687,14 @@ def test_table_shows_the_first_faults(dataset, capsys, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("damage", "code"), [(lambda _: None, 0), (remove(SHARD), 1), (remove("manifest.json"), 2)]
+    ("damage", "code"),
+    [
+        (lambda _: None, 0),
+        (remove(SHARD), 1),
+        (replace_file(SHARD, lambda path: path.symlink_to("/nonexistent/blob")), 1),
+        (edit_manifest(lambda tree: {**tree, "splits": {"train": [None]}}), 1),
+        (remove("manifest.json"), 2),
+    ],
 )
 def test_exit_code_of_the_verb(dataset, damage, code):
     damage(dataset)
