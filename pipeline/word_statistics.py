@@ -4,15 +4,15 @@ numba, since regular expressions of polars need a pass for each count: measured 
 one pass of a single count takes about as long as this kernel takes for all.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.batch import text_buffers
+from pipeline.numba_cache import compiled
 from pipeline.word_classes import JOINER, NUM_TAGS, PLANES, SPACE, SYMBOL, TAGS, WORD, class_table
 
 COUNTS = (
@@ -74,14 +74,7 @@ def word_statistics(
     return {name: counts[:, index] for index, name in enumerate(COUNTS)}
 
 
-# Compiled once for an installation (2 s) and kept on disk; loading takes 0.1 s in each process.
-def _compiled(function: Callable[..., Any]) -> Any:
-    # Nothing here allocates, and counting references of the array arguments at each call costs a
-    # factor of 4: 47 MB/s with, 187 without.
-    return numba.njit(cache=True, nogil=True, _nrt=False)(function)
-
-
-@_compiled
+@compiled
 def _count_all(
     text: Any, offsets: Any, classes: Any, stop_bytes: Any, stop_ends: Any, counts: Any
 ) -> None:
@@ -91,7 +84,7 @@ def _count_all(
         _count_lines(text, bounds, classes, counts[row])
 
 
-@_compiled
+@compiled
 def _count_tokens(
     text: Any, bounds: Any, classes: Any, stop_bytes: Any, stop_ends: Any, counts: Any
 ) -> None:
@@ -127,7 +120,7 @@ def _count_tokens(
         seen >>= 1
 
 
-@_compiled
+@compiled
 def _word(text: Any, place: Any, end: Any, classes: Any) -> Any:
     """Behind the word at `place`, its characters, and whether one of them is a letter."""
     characters, has_letter = 0, False
@@ -146,7 +139,7 @@ def _word(text: Any, place: Any, end: Any, classes: Any) -> Any:
     return place, characters, has_letter
 
 
-@_compiled
+@compiled
 def _behind_run(text: Any, place: Any, end: Any, classes: Any) -> Any:
     """Behind the symbols that go on at `place`: up to a word, white space, `#` or an ellipsis."""
     while place < end:
@@ -160,7 +153,7 @@ def _behind_run(text: Any, place: Any, end: Any, classes: Any) -> Any:
     return place
 
 
-@_compiled
+@compiled
 def _behind_ellipsis(text: Any, place: Any, end: Any) -> Any:
     """Behind the `...` or `\u2026` at `place`; `place` where there is none."""
     code, behind = _character(text, place)
@@ -169,7 +162,7 @@ def _behind_ellipsis(text: Any, place: Any, end: Any) -> Any:
     return place + 3 if _is_ellipsis(text, place, end) else place
 
 
-@_compiled
+@compiled
 def _stop_word(text: Any, start: Any, stop: Any, stop_bytes: Any, stop_ends: Any) -> Any:
     """The bit of the stop word that stands from `start` to `stop`, or 0."""
     size = stop - start
@@ -185,7 +178,7 @@ def _stop_word(text: Any, start: Any, stop: Any, stop_bytes: Any, stop_ends: Any
     return 0
 
 
-@_compiled
+@compiled
 def _count_lines(text: Any, bounds: Any, classes: Any, counts: Any) -> None:
     """Looks at both ends of each line alone."""
     start, end = bounds
@@ -205,7 +198,7 @@ def _count_lines(text: Any, bounds: Any, classes: Any, counts: Any) -> None:
         start = stop + 1
 
 
-@_compiled
+@compiled
 def _ends_in_ellipsis(text: Any, first: Any, stop: Any, classes: Any) -> Any:
     place = stop
     while place > first:
@@ -220,14 +213,14 @@ def _ends_in_ellipsis(text: Any, first: Any, stop: Any, classes: Any) -> Any:
     return False
 
 
-@_compiled
+@compiled
 def _is_ellipsis(text: Any, place: Any, end: Any) -> Any:
     if place + 3 > end:
         return False
     return text[place] == _DOT and text[place + 1] == _DOT and text[place + 2] == _DOT
 
 
-@_compiled
+@compiled
 def _class_of(code: Any, classes: Any) -> Any:
     if code < PLANES:
         return classes[code]
@@ -236,7 +229,7 @@ def _class_of(code: Any, classes: Any) -> Any:
     return SYMBOL
 
 
-@_compiled
+@compiled
 def _character(text: Any, place: Any) -> Any:
     """The code point at a place of valid UTF-8, and the place behind it."""
     lead = np.int64(text[place])
