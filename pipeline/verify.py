@@ -154,8 +154,12 @@ def _verify_tokenizer(dataset_dir: Path, manifest: Manifest, findings: Findings)
     if hashlib.sha256(content).hexdigest() != row.sha256:
         findings.add("tokenizer", row.file, f"its sha256 is not the manifest's {row.sha256}")
         return
-    tokenizer = parse_tokenizer(content.decode("utf-8"))
-    size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+    try:
+        tokenizer = parse_tokenizer(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        findings.add("tokenizer", row.file, f"cannot be read: {' '.join(str(error).split())}")
+        return
+    size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if size != row.vocab_size:
         findings.add("tokenizer", row.file, f"has {size} ids, the manifest says {row.vocab_size}")
     if row.end_of_document not in special_tokens(tokenizer).values():

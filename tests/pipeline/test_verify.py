@@ -633,6 +633,29 @@ def test_each_damage_is_named(dataset, name):
 
 
 @pytest.mark.parametrize(
+    "content", [b"", b"\xff", b"{}", b"[" * 10**6, b'{"model": null}'], ids=range(5)
+)
+def test_a_sealed_tokenizer_that_is_none(dataset, content):
+    (dataset / "tokenizer.json").write_bytes(content)
+    edit_tokenizer(sha256=hashlib.sha256(content).hexdigest())(dataset)
+    (fault,) = verify(dataset)
+    assert (fault.rule, fault.where) == ("tokenizer", "tokenizer.json")
+    assert "cannot be read: " in fault.message
+
+
+def test_a_tokenizer_without_tokens(dataset):
+    path = dataset / "tokenizer.json"
+    tree = json.loads(path.read_text())
+    tree["model"]["vocab"], tree["model"]["merges"], tree["added_tokens"] = {}, [], []
+    path.write_text(json.dumps(tree))
+    edit_tokenizer(sha256=hashlib.sha256(path.read_bytes()).hexdigest())(dataset)
+    assert [fault.message.partition(",")[0] for fault in verify(dataset)] == [
+        "has 0 ids",
+        "id 8",
+    ]
+
+
+@pytest.mark.parametrize(
     ("splits", "message"),
     [
         ({}, "lists no shard of 'train'"),
