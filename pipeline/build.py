@@ -14,7 +14,7 @@ from pathlib import Path
 import apache_beam as beam
 import numpy as np
 
-from pipeline.config import PipelineConfig, byte_config
+from pipeline.config import LOCAL, PipelineConfig, byte_config
 from pipeline.corpus import Portion, plan_portions
 from pipeline.decide import Terms, decide
 from pipeline.encoder import token_dtype
@@ -49,7 +49,7 @@ def build(config: PipelineConfig, flags: Sequence[str] = (), *, spills: bool | N
         StageError: a stage failed; what is finished is kept.
     """
     started = time.monotonic()
-    dataset_dir = Path(config.dataset_dir).resolve()
+    dataset_dir = Path(config.dataset_dir.removeprefix(LOCAL)).resolve()
     _check_apart(dataset_dir, config.corpus.config.path)
     portions = plan_portions(config.corpus.module, config.corpus.config)
     engine = Engine(

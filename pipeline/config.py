@@ -1,5 +1,6 @@
 """The config of a build: everything that `python -m pipeline CONFIG` can be told."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,9 @@ from pipeline.normalise import Config as NormaliseConfig
 from pipeline.quality import Config as GopherConfig
 from pipeline.split import SplitConfig
 from pipeline.tokenizer import Config as TokenizerConfig
+
+LOCAL = "file://"
+"""A URL of this machine's own files, which is taken for the path in it."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,8 @@ class ShardsConfig:
 
     def __post_init__(self) -> None:
         for name in ("target_mib", "block_tokens", "chunk_mib"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: {getattr(self, name)}; more than 0 is allowed")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: {getattr(self, name)}; a number above 0 is allowed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,7 @@ class PipelineConfig:
     """From a corpus to a dataset."""
 
     dataset_dir: str
-    """Folder of the dataset; made if it does not exist."""
+    """Local folder of the dataset; made if it does not exist."""
     corpus: Plugin = plugin("pipeline.readers", selector="format")
     """What is read."""
     normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
@@ -65,6 +69,11 @@ class PipelineConfig:
     writing. Not 0: one broken line must not kill a job of days; every one is in rejects/."""
 
     def __post_init__(self) -> None:
+        if ":/" in self.dataset_dir.removeprefix(LOCAL):
+            raise ValueError(
+                f"dataset_dir: {self.dataset_dir} is a URL; a local folder is needed, copy the "
+                "finished dataset to where it is wanted"
+            )
         if self.num_workers < 0:
             raise ValueError(f"num_workers: {self.num_workers}; 0 or more are allowed")
         if not 0 <= self.max_bad_fraction <= 1:

@@ -5,6 +5,7 @@ batch to a batch; a document that fails a rule becomes a reject with the rule's 
 number measured. The rules are made for English: a text without spaces is one long word.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -51,7 +52,10 @@ class Config:
     """Words that nearly every text has, at most 63; case matters."""
 
     def __post_init__(self) -> None:
-        """Check the fields against each other."""
+        """Check the fields, and against each other."""
+        for name, value in vars(self).items():
+            if isinstance(value, float) and math.isnan(value):
+                raise ValueError(f"{name}: {value}; a number is allowed")
         if self.min_words > self.max_words:
             raise ValueError(f"min_words: {self.min_words} is above max_words {self.max_words}")
         if self.min_mean_word_length > self.max_mean_word_length:

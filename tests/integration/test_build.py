@@ -300,6 +300,12 @@ def test_a_dataset_inside_of_its_corpus_is_refused(corpus):
         build(config(corpus, corpus / "dataset"))
 
 
+def test_a_file_url_is_its_path(corpus, built, tmp_path):
+    made = build(config(corpus, f"file://{tmp_path}/dataset"))
+    assert made == tmp_path / "dataset"
+    assert digests(made) == digests(built)
+
+
 def test_one_document(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "too short"}\n')

@@ -61,7 +61,11 @@ def test_what_decides_bytes(override):
     [
         (["num_workers=-1"], "num_workers: -1; 0 or more"),
         (["max_bad_fraction=2"], "max_bad_fraction: 2.0; 0 to 1"),
-        (["shards.target_mib=0"], "shards.target_mib: 0.0; more than 0"),
+        (["shards.target_mib=0"], "shards.target_mib: 0.0; a number above 0"),
+        (["shards.target_mib=inf"], "shards.target_mib: inf; a number above 0"),
+        (["shards.chunk_mib=nan"], "shards.chunk_mib: nan; a number above 0"),
+        (["quality.max_hash_ratio=nan"], "quality.max_hash_ratio: nan; a number"),
+        (["dataset_dir=s3://bucket/x"], "dataset_dir: s3://bucket/x is a URL; a local folder"),
         (["split.fraction=1"], "split.fraction 1.0"),
         (["corpus.format=jsnl"], "did you mean 'jsonl'"),
         (["deduplicates=false"], "did you mean 'deduplicate'"),
