@@ -54,7 +54,10 @@ class Findings:
     """Of the first sample."""
 
     def add(self, rule: str, where: str, message: str) -> None:
-        """Add a fault."""
+        """Add a fault, printable whatever bytes a damaged name holds."""
+        where, message = (
+            text.encode("utf-8", "backslashreplace").decode() for text in (where, message)
+        )
         self.faults.append(Fault(rule, where, message))
 
     def extend(self, other: "Findings") -> None:

@@ -695,6 +695,16 @@ def test_table_of_a_whole_dataset(dataset, capsys):
         assert f"{rule}:" in out
 
 
+def test_table_of_names_that_are_no_text(dataset, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    edit_manifest(lambda t: {**t, "tokenizer": {**t["tokenizer"], "sha256": "\ud800"}})(dataset)
+    (dataset / os.fsdecode(b"a\xff")).write_bytes(b"")
+    code, out = run_verb(capsys, dataset)
+    assert code == 1
+    assert "ud800" in out
+    assert "udcff" in out
+
+
 def test_table_shows_the_first_faults(dataset, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
     for index in range(EXAMPLES + 2):
