@@ -25,6 +25,8 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 THREAD_VARIABLES = ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "POLARS_MAX_THREADS")
 GRACE_SECONDS = 10.0
 """Beam has so long to notice itself that a worker process died."""
+STOP_SECONDS = 3.0
+"""Beam has so long to end after Ctrl-C; nothing is lost without, as after any kill."""
 DEATH = (
     "a worker process died, perhaps for lack of memory; run the same command again: what is "
     "finished is kept, and fewer num_workers need less memory"
@@ -73,9 +75,10 @@ def run_beam(construct: Callable[[beam.Pipeline], None], engine: Engine, error_l
     try:
         with _one_thread_each(engine.num_workers), watch:
             pipeline.run().wait_until_finish()
-    except (Exception, KeyboardInterrupt) as error:  # whatever a worker raised, as Beam likes it
-        if isinstance(error, KeyboardInterrupt) and not watch.died:
-            raise
+    # whatever a worker raised, as Beam likes it
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
+        if watch.interrupted or (isinstance(error, KeyboardInterrupt) and not watch.died):
+            raise KeyboardInterrupt from None
         watch.write_log(traceback.format_exc())
         raise StageError(DEATH if watch.died else one_line(error)) from None
 
@@ -92,6 +95,8 @@ class _Watch:
         self.error_log = error_log
         self.failures: list[str] = []
         self.died = False
+        self.interrupted = False
+        self.takes_interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         self.timers = [
             threading.Timer(GRACE_SECONDS, self._interrupt),
             threading.Timer(2 * GRACE_SECONDS, self._give_up),
@@ -100,9 +105,14 @@ class _Watch:
     def __enter__(self) -> None:
         self.before = threading.excepthook
         threading.excepthook = self._fail
+        if self.takes_interrupts:
+            signal.signal(signal.SIGINT, self._stop)
 
     def __exit__(self, *_: object) -> None:
-        threading.excepthook = self.before
+        if self.takes_interrupts:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not self.interrupted:  # Beam's threads complain to the end of the process
+            threading.excepthook = self.before
         for timer in self.timers:
             timer.cancel()
 
@@ -113,11 +123,21 @@ class _Watch:
 
     def _fail(self, failure: threading.ExceptHookArgs) -> None:
         self.failures.append("".join(traceback.format_exception(failure.exc_value)))
-        if "Worker subprocess exited" in str(failure.exc_value) and not self.died:
+        told = "Worker subprocess exited" in str(failure.exc_value)
+        if told and not self.died and not self.interrupted:
             self.died = True
             for timer in self.timers:
                 timer.daemon = True
                 timer.start()
+
+    def _stop(self, *_: object) -> None:
+        """Ctrl-C: Beam makes an error of its own of it, or goes on waiting for its workers."""
+        if not self.died and not self.interrupted:
+            self.interrupted = True
+            exit_soon = threading.Timer(STOP_SECONDS, _exit_interrupted)
+            exit_soon.daemon = True
+            exit_soon.start()
+        raise KeyboardInterrupt
 
     @staticmethod
     def _interrupt() -> None:
@@ -130,6 +150,12 @@ class _Watch:
         sys.stderr.write(f"error: {DEATH} (traceback: {self.error_log})\n")
         sys.stderr.flush()
         os._exit(1)  # the lock on the dataset and the workers end with this process
+
+
+def _exit_interrupted() -> None:
+    sys.stderr.write("interrupted\n")
+    sys.stderr.flush()
+    os._exit(130)  # the lock on the dataset and the workers end with this process
 
 
 @contextmanager
@@ -174,7 +200,8 @@ def _local_runner(num_workers: int) -> FnApiRunner:
     """In this process for one worker, else in processes of our own command."""
     if num_workers == 1:
         return FnApiRunner()
-    command = f"exec {shlex.quote(sys.executable)} -m pipeline.beam_worker"
+    # Ctrl-C reaches every process of a terminal; this one ends the workers
+    command = f"trap '' INT; exec {shlex.quote(sys.executable)} -m pipeline.beam_worker"
     return FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
 
 
