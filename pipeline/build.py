@@ -22,7 +22,7 @@ from pipeline.fingerprints import portion_fingerprints, request_fingerprint
 from pipeline.lock import DatasetLock
 from pipeline.manifest import Tokenizer, hash_config
 from pipeline.plan import partition_bits
-from pipeline.portions import place, read_record
+from pipeline.portions import place, read_record, spills_are_whole
 from pipeline.progress import ProgressDisplay
 from pipeline.publish import Building, already_published, publish
 from pipeline.runner import Engine, StageError, run_beam, uses_local_runner
@@ -149,7 +149,7 @@ def _unfinished(
         if (
             record is None
             or record.fingerprint != fingerprints[portion.index]
-            or not all((work.spills / name).exists() for name in record.spills)
+            or not spills_are_whole(record, work)
         ):
             work.portion(portion.index).unlink(missing_ok=True)
             left.append(portion)

@@ -66,6 +66,8 @@ class PortionRecord:
     """For an exact number of validation documents."""
     spills: tuple[str, ...]
     """Names of its spill files, on the local runner."""
+    spill_bytes: tuple[int, ...] = ()
+    """Size of each, by which a damaged one is known."""
 
 
 def place(config: SplitConfig, *, shuffle_seed: int, partition_bits: int) -> Placement:
@@ -144,6 +146,7 @@ class PortionSums:
             histogram=self.histogram,
             candidates=self.candidates,
             spills=spills,
+            spill_bytes=tuple((work.spills / name).stat().st_size for name in spills),
         )
         write_json(work.portion(portion), _to_tree(record))
 
@@ -163,6 +166,13 @@ def read_record(path: Path) -> PortionRecord | None:
     """Read a completion record, or None where the portion is not finished."""
     tree = read_json(path)
     return None if tree is None else _from_tree(tree)
+
+
+def spills_are_whole(record: PortionRecord, work: WorkFolder) -> bool:
+    """Whether all spill files of a portion lie there in the size in which they were written."""
+    paths = [work.spills / name for name in record.spills]
+    sizes = tuple(path.stat().st_size if path.exists() else -1 for path in paths)
+    return sizes == record.spill_bytes
 
 
 def add_counts(left: tuple[Count, ...], right: tuple[Count, ...]) -> tuple[Count, ...]:
@@ -197,6 +207,7 @@ def _to_tree(record: PortionRecord) -> dict[str, Any]:
             record.candidates.tokens.tolist(),
         ],
         "spills": list(record.spills),
+        "spill_bytes": list(record.spill_bytes),
     }
 
 
@@ -214,4 +225,5 @@ def _from_tree(tree: dict[str, Any]) -> PortionRecord:
             np.array(hashes, np.uint64), np.array(where, np.int64), np.array(tokens, np.int64)
         ),
         spills=tuple(tree["spills"]),
+        spill_bytes=tuple(tree.get("spill_bytes", ())),
     )

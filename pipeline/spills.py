@@ -4,6 +4,7 @@ A spill file is one Arrow record batch in the order of the shuffle hash, mapped 
 by binary search: a shard touches only its own pages.
 """
 
+import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ def write_spill(path: Path, documents: pa.RecordBatch) -> None:
     try:
         with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, PLACED) as writer:
             writer.write_batch(documents.take(pa.array(order)))
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)  # on a full disk it takes the room that others need

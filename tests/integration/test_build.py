@@ -161,8 +161,15 @@ def test_the_copy_in_the_first_file_stays(built):
 def test_folder_holds_what_the_design_lists(built):
     manifest = read_manifest(built)
     shards = {shard.name for shards in manifest.splits.values() for shard in shards}
-    expected = {"manifest.json", "tokenizer.json", "config.yaml", "report.json", "report.html"}
-    expected |= {"rejects", ".nv-meta", "train.wids.json", "validation.wids.json"}
+    expected = {
+        "manifest.json",
+        "tokenizer.json",
+        "README.md",
+        "config.yaml",
+        "report.json",
+        "report.html",
+    }
+    expected |= {"rejects", ".nv-meta", "train.wids.json", "validation.wids.json", "README.md"}
     expected |= shards | {f"{name}.idx" for name in shards}
     assert {path.name for path in built.iterdir()} == expected
 
@@ -274,6 +281,20 @@ def test_too_many_bad_records_fail_before_writing_and_a_rerun_reuses_reading(
     build(config(moved, dataset_dir, "max_bad_fraction=0.07"))
     report = json.loads((dataset_dir / "report.json").read_text())
     assert report["funnel"][0]["records_in"] == 451
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_damaged_spill_is_made_again(built, corpus, tmp_path, monkeypatch, size):
+    dataset_dir = tmp_path / "dataset"
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.build.publish", _die)
+        with pytest.raises(KeyboardInterrupt):
+            build(config(corpus, dataset_dir))
+    spill = min((dataset_dir / ".work" / "spills").glob("*.arrow"))
+    os.truncate(spill, size)
+    for row in (dataset_dir / ".work" / "shards").glob("*.json"):
+        row.unlink()
+    assert digests(build(config(corpus, dataset_dir))) == digests(built)
 
 
 def test_no_document_left(tmp_path):
