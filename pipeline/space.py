@@ -1,5 +1,6 @@
 """Disk space: checked before a build starts, explained when it ran out."""
 
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,14 +8,17 @@ from pathlib import Path
 from pipeline.corpus import Portion
 from pipeline.work import FOLDER
 
+_LOG = logging.getLogger(__name__)
+
 BYTES_PER_BYTE = 0.9
 """Tokens of a byte of text, twice: two bytes for 4.5 of text, in spill files and in shards."""
 BYTES_PER_CHARACTER = 4.0
 """The same where each character is a token."""
 COMPRESSION = 3.0
 """What compressed text grows by, about."""
-CERTAIN = 0.5
-"""A build is refused below this share of the estimate: filters may drop much of a corpus."""
+PROBABLE = 0.5
+"""Below this share of the estimate a build is warned of: filters may drop much of a corpus, and
+markup around the text any share of it, so nothing is certain before it is read."""
 
 _COMPRESSED = (".gz", ".zst", ".parquet", ".pq", ".bz2", ".xz")
 
@@ -29,18 +33,16 @@ def estimate_bytes(portions: Sequence[Portion], *, characters: bool) -> int:
 
 
 def check_free_space(dataset_dir: Path, portions: Sequence[Portion], *, characters: bool) -> None:
-    """Refuse a build whose disk is surely too small.
-
-    Raises:
-        ValueError: less is free than the build needs.
-    """
-    needed = int(estimate_bytes(portions, characters=characters) * CERTAIN)
+    """Warn where a disk is probably too small; one that runs full keeps what is finished."""
+    needed = int(estimate_bytes(portions, characters=characters) * PROBABLE)
     held = sum(path.stat().st_size for path in (dataset_dir / FOLDER).rglob("*") if path.is_file())
     free = shutil.disk_usage(dataset_dir).free
     if free + held < needed:
-        raise ValueError(
-            f"{dataset_dir}: {free / 2**30:.2f} GiB are free on its disk, the build needs at least "
-            f"{(needed - held) / 2**30:.2f} GiB; free space or choose another dataset_dir"
+        _LOG.warning(
+            "%s: %.2f GiB are free on its disk, the build probably needs %.2f GiB or more",
+            dataset_dir,
+            free / 2**30,
+            (needed - held) / 2**30,
         )
 
 
