@@ -50,7 +50,8 @@ def _parse(line: Line, column: str) -> Record | BadRecord | None:
     """`{"text": "a"}` -> a record; a blank line -> None; anything else -> a bad record."""
     position, text, size = line
     if size > len(text):
-        return BadRecord("record_too_large", position, f"a line of {size} bytes", size, text)
+        detail = f"a line of {size} bytes, above corpus.max_record_mib"
+        return BadRecord("record_too_large", position, detail, size, text)
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:

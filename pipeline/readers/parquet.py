@@ -171,4 +171,5 @@ def _bad(row: int, value: Any, size: int) -> BadRecord:
     if not value.is_valid:
         return BadRecord("missing_value", row, "null", 0, b"")
     head = bytes(value.as_buffer()[:EXCERPT_BYTES])
-    return BadRecord("record_too_large", row, f"a value of {size} bytes", size, head)
+    detail = f"a value of {size} bytes, above corpus.max_record_mib"
+    return BadRecord("record_too_large", row, detail, size, head)

@@ -99,7 +99,7 @@ def _blocks(portion: Portion, max_bytes: int) -> Iterator[Record | BadRecord]:
 def _record(what: str, text: Line) -> Record | BadRecord:
     position, head, size = text
     if size > len(head):
-        detail = f"a {what} of {size} bytes"
+        detail = f"a {what} of {size} bytes, above corpus.max_record_mib"
         return BadRecord("record_too_large", position, detail, size, head)
     return Record(position, head)
 

@@ -16,6 +16,8 @@ from pipeline.readers import jsonl
 
 MIB = 1 << 20
 
+ABOVE = ", above corpus.max_record_mib"
+
 
 def _read(path: Path, start: int = 0, stop: int | None = None, **fields: object) -> list[Batch]:
     config = jsonl.Config(path=(str(path),), **fields)
@@ -98,7 +100,13 @@ def test_record_over_the_limit_is_a_reject_and_is_not_held(tmp_path):
     batches = _read(tmp_path / "a.jsonl", max_record_mib=1)
     assert _documents(batches) == [(0, b"x"), (14 + len(large), b"x")]
     size = len(large) - 1
-    expected = ("record_too_large", 14, f"a line of {size} bytes", size, large[:500].decode())
+    expected = (
+        "record_too_large",
+        14,
+        f"a line of {size} bytes{ABOVE}",
+        size,
+        large[:500].decode(),
+    )
     assert _rejects(batches) == [expected]
 
 

@@ -15,6 +15,8 @@ from pipeline.readers import text
 
 MIB = 1 << 20
 
+ABOVE = ", above corpus.max_record_mib"
+
 
 def _read(path: Path, start: int = 0, stop: int | None = None, **fields: object) -> list[Batch]:
     config = text.Config(path=(str(path),), **fields)
@@ -64,7 +66,7 @@ def test_large_file_is_a_reject(tmp_path):
     size = 3 * MIB
     assert _documents(batches) == []
     assert _rejects(batches) == [
-        ("record_too_large", 0, f"a file of {size} bytes", size, "x" * 500)
+        ("record_too_large", 0, f"a file of {size} bytes{ABOVE}", size, "x" * 500)
     ]
 
 
@@ -82,7 +84,7 @@ def test_large_block_is_a_reject(tmp_path, newlines):
     size = len(large) - 1
     assert _documents(batches) == [(0, b"a"), (3 + size + 2, b"b")]
     assert _rejects(batches) == [
-        ("record_too_large", 3, f"a block of {size} bytes", size, "x" * 500)
+        ("record_too_large", 3, f"a block of {size} bytes{ABOVE}", size, "x" * 500)
     ]
 
 
