@@ -162,14 +162,7 @@ def test_folder_holds_what_the_design_lists(built):
     manifest = read_manifest(built)
     shards = {shard.name for shards in manifest.splits.values() for shard in shards}
     expected = {"manifest.json", "tokenizer.json", "config.yaml", "report.json", "report.html"}
-    expected |= {
-        "README.md",
-        "rejects",
-        ".nv-meta",
-        "train.wids.json",
-        "validation.wids.json",
-        "README.md",
-    }
+    expected |= {"README.md", "rejects", ".nv-meta", "train.wids.json", "validation.wids.json"}
     expected |= shards | {f"{name}.idx" for name in shards}
     assert {path.name for path in built.iterdir()} == expected
 
