@@ -252,9 +252,12 @@ def resize(disk, size):
 
 
 @pytest.mark.slow
-def test_a_disk_too_small_is_refused_at_once(yaml_path, disk):
-    with pytest.raises(ValueError, match="GiB are free on its disk, the build needs at least"):
+def test_a_disk_too_small_is_told_at_once_and_fails_with_advice(yaml_path, disk, caplog):
+    """Only a warning: the estimate may be too high, and a build that fits must go on."""
+    with pytest.raises((StageError, OSError), match="No space left on device.*free space and run"):
         finish(yaml_path, disk / "d")
+    assert "GiB are free on its disk, the build probably needs" in caplog.text
+    assert not (disk / "d" / "manifest.json").exists()
 
 
 @pytest.mark.slow
