@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.batch import UNREADABLE, UNREADABLE_FILES, Count
+from pipeline.funnel import nothing_left, top_reasons
 from pipeline.plan import Histogram, ShardPlan, plan_shards
 from pipeline.portions import Placement, add_counts, read_record
 from pipeline.rejects import Tally, add_tallies
@@ -21,9 +22,6 @@ from pipeline.split import (
     no_candidates,
 )
 from pipeline.work import WorkFolder
-
-SUMMARY_REASONS = 5
-"""So many reasons are named when a build is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,21 +126,11 @@ def _refuse_unreadable(sums: _Sums, terms: Terms) -> None:
     shares = num_bad / max(num_read, 1), lost / max(terms.corpus_bytes, 1)
     files = f" and {min(shares[1], 1):.2%} of the corpus bytes" if lost else ""
     needed = min(max(shares) + 0.0001, 1)
-    reasons = "; ".join(map(_describe, sorted(bad, key=lambda one: -one.records)[:SUMMARY_REASONS]))
     raise ValueError(
         f"{num_bad:,} of {num_read:,} records ({shares[0]:.2%}){files} could not be read, "
-        f"max_bad_fraction allows {allowed:.2%}: {reasons}. Mend the corpus, or allow "
+        f"max_bad_fraction allows {allowed:.2%}: {top_reasons(bad)}. Mend the corpus, or allow "
         f"more with max_bad_fraction={needed:.4f}: what was read is kept"
     )
-
-
-def _describe(one: Tally) -> str:
-    first = one.examples[0] if one.examples else {"source": "", "position": "", "detail": ""}
-    detail = f": {first['detail']}" if first["detail"] else ""
-    others = sorted({str(each["source"]) for each in one.examples} - {str(first["source"])})
-    also = f"; also {', '.join(others)}" if others and one.reason in UNREADABLE_FILES else ""
-    place = f"first {first['source']} at {first['position']}{detail}"
-    return f"{one.reason} {one.records:,} ({place}{also})"
 
 
 def _refuse_empty(sums: _Sums) -> None:
@@ -153,9 +141,4 @@ def _refuse_empty(sums: _Sums) -> None:
             "the validation split takes all documents and leaves none to train on; "
             "lower split.fraction or split.documents"
         )
-    funnel = ", ".join(
-        f"{one.stage} {one.records_in:,} -> {one.records_out:,}" for one in sums.counts
-    )
-    top = sorted(sums.tallies, key=lambda one: -one.records)[:SUMMARY_REASONS]
-    reasons = "; ".join(map(_describe, top))
-    raise ValueError(f"no documents are left ({funnel or 'nothing was read'}). {reasons}".strip())
+    raise ValueError(nothing_left(sums.counts, sums.tallies))

@@ -69,7 +69,7 @@ def tally(rejects: pa.RecordBatch) -> list[Tally]:
 
 
 def add_tallies(tallies: Iterable[Tally]) -> list[Tally]:
-    """Sum tallies by stage and reason; examples of the earlier ones come first."""
+    """Sum tallies by stage and reason; the examples are the first by origin, in any order."""
     sums: dict[tuple[str, str], Tally] = {}
     for one in tallies:
         before = sums.get((one.stage, one.reason))
@@ -79,7 +79,7 @@ def add_tallies(tallies: Iterable[Tally]) -> list[Tally]:
                 one.reason,
                 before.records + one.records,
                 before.bytes + one.bytes,
-                (*before.examples, *one.examples)[:EXAMPLES],
+                tuple(sorted((*before.examples, *one.examples), key=_origin)[:EXAMPLES]),
             )
         sums[one.stage, one.reason] = one
     return [sums[key] for key in sorted(sums)]
@@ -110,6 +110,10 @@ def join_rejects(folder: Path, names: list[str], out_dir: Path) -> None:
                 with path.open("rb") as member:
                     shutil.copyfileobj(member, out)
         temporary.replace(out_dir / f"{stage}.jsonl.gz")
+
+
+def _origin(example: dict[str, str | int]) -> tuple[str, int]:
+    return str(example["source"]), int(example["position"])
 
 
 def _example(row: dict[str, str | int]) -> dict[str, str | int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
@@ -11,6 +12,7 @@ from pipeline.config import PipelineConfig
 from pipeline.corpus import Portion
 from pipeline.encoder import check_encoder, load_encoder
 from pipeline.fingerprints import reading_fingerprint
+from pipeline.funnel import Funnel, SumFunnel, nothing_left
 from pipeline.manifest import Tokenizer
 from pipeline.read import read_portion
 from pipeline.runner import Engine, run_beam
@@ -35,7 +37,8 @@ def make_tokenizer(
     """The text of tokenizer.json and its row of the manifest.
 
     Raises:
-        ValueError: no tokenizer at the path, or one that encodes wrongly.
+        ValueError: no tokenizer at the path, or one that encodes wrongly; no documents to make
+            one from.
     """
     named = config.tokenizer
     if named.path is not None:
@@ -55,7 +58,6 @@ def _from_corpus(
 ) -> str:
     """Read the corpus for a sample or its characters, and make the tokenizer in this process."""
     named = config.tokenizer
-    path = work.root / "sample.json"
     if named.kind == "characters":
         collect: beam.PTransform = CollectCharacters()
     else:
@@ -64,25 +66,48 @@ def _from_corpus(
             portion_bytes=tuple(portion.bytes for portion in portions),
             seed=config.shuffle_seed,
         )
-    ordered = spread_order(portions, engine.num_workers)
-
-    def construct(pipeline: beam.Pipeline) -> None:
-        documents = pipeline | "ReadDocuments" >> ReadDocuments(config, ordered, work)
-        sample = documents | "Collect" >> collect
-        _ = sample | "KeepSample" >> beam.Map(_keep, str(path))
-
-    run_beam(construct, engine, work.error_log)
-    kept = read_json(path)
-    path.unlink()
+    kept, emptiness = _read(config, portions, collect, engine, work)
     if not kept:
-        raise ValueError("no documents are left to make a tokenizer from; see the filters' rules")
+        raise ValueError(emptiness)
     if named.kind == "characters":
         return characters_tokenizer(kept, end_of_document=named.end_of_document)
     return train_tokenizer(kept, vocab_size=named.vocab_size, end_of_document=named.end_of_document)
 
 
-def _keep(sample: str | list[str], path: str) -> None:
-    write_json(Path(path), sample)
+def _read(
+    config: PipelineConfig,
+    portions: Sequence[Portion],
+    collect: beam.PTransform,
+    engine: Engine,
+    work: WorkFolder,
+) -> tuple[Any, str]:
+    """What `collect` keeps of the filtered documents, and what to say if that is nothing.
+
+    Both come from Beam's workers as files of the work folder.
+    """
+    paths = work.root / "sample.json", work.root / "emptiness.json"
+    ordered = spread_order(portions, engine.num_workers)
+
+    def construct(pipeline: beam.Pipeline) -> None:
+        documents = pipeline | "ReadDocuments" >> ReadDocuments(config, ordered, work)
+        sample = documents | "Collect" >> collect
+        _ = sample | "KeepSample" >> beam.Map(_keep, str(paths[0]))
+        emptiness = documents | "SumFunnel" >> SumFunnel() | "Explain" >> beam.Map(_explain)
+        _ = emptiness | "KeepEmptiness" >> beam.Map(_keep, str(paths[1]))
+
+    run_beam(construct, engine, work.error_log)
+    sample, emptiness = (read_json(path) for path in paths)
+    for path in paths:
+        path.unlink()
+    return sample, emptiness
+
+
+def _explain(funnel: Funnel) -> str:
+    return nothing_left(funnel.counts, funnel.tallies)
+
+
+def _keep(tree: Any, path: str) -> None:
+    write_json(Path(path), tree)
 
 
 def _first_documents(config: PipelineConfig, portions: Sequence[Portion]) -> Iterator[str]:

@@ -292,10 +292,14 @@ def test_a_damaged_spill_is_made_again(built, corpus, tmp_path, monkeypatch, siz
 
 def test_no_document_left(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "too short"}\n' * 3)
-    with pytest.raises(ValueError, match="no documents are left"):
-        build(config(path, tmp_path / "dataset", "tokenizer.kind=characters"))
+    path.write_text('{"text": "too short"}\n' * 3 + "{bad\n")
+    for kind in ("train", "characters"):
+        told = r"no documents are left \(read 4 -> 3, normalise 3 -> 3, quality 3 -> 0, .*\)\. "
+        told += r"gopher_short_doc 3 \(first a.jsonl at 0: .*\); invalid_json 1 \(first a.jsonl at"
+        with pytest.raises(ValueError, match=told):
+            build(config(path, tmp_path / kind, f"tokenizer.kind={kind}"))
     loose = ["tokenizer.kind=characters", "quality.enabled=false", "split.documents=1"]
+    loose += ["max_bad_fraction=1"]
     with pytest.raises(StageError, match="takes all documents and leaves none to train on"):
         build(config(path, tmp_path / "dataset", *loose))
 
