@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.batch import DOCUMENTS, EXCERPT_BYTES, REJECTS, Batch, Count, excerpt, text_bytes
+from pipeline.byte_range import Line
 from pipeline.corpus import Portion
 
 STAGE = "read"
@@ -42,6 +43,13 @@ class BadRecord(NamedTuple):
     """Bytes of the whole record."""
     head: bytes
     """Its first bytes."""
+
+
+def too_large(line: Line, *, what: str, max_bytes: int) -> BadRecord:
+    """A record above the limit, of which only the head is held; `what` it is, as a block."""
+    position, head, size = line
+    detail = f"a {what} of {size} bytes; corpus.max_record_mib={max_bytes >> 20} allows {max_bytes}"
+    return BadRecord("record_too_large", position, detail, size, head)
 
 
 def gather(portion: Portion, records: Iterable[Record | BadRecord]) -> Iterator[Batch]:

@@ -8,7 +8,7 @@ import orjson
 from pipeline.batch import Batch
 from pipeline.byte_range import DamagedFileError, Line, compressible, cut_bytes, lines
 from pipeline.corpus import CorpusConfig, CorpusFile, Portion
-from pipeline.records import BadRecord, Record, gather
+from pipeline.records import BadRecord, Record, gather, too_large
 
 EXTENSIONS = compressible(".jsonl", ".json", ".ndjson")
 
@@ -38,8 +38,9 @@ def _records(portion: Portion, column: str, max_bytes: int) -> Iterator[Record |
     found = lines(portion.file, start=portion.start, stop=portion.stop, max_bytes=max_bytes)
     try:
         for line in found:
-            record = _parse(line, column)
-            if record is not None:
+            if line.bytes > max_bytes:
+                yield too_large(line, what="line", max_bytes=max_bytes)
+            elif (record := _parse(line, column)) is not None:
                 yield record
     except DamagedFileError as error:
         position, head, size = error.line
@@ -48,19 +49,15 @@ def _records(portion: Portion, column: str, max_bytes: int) -> Iterator[Record |
 
 def _parse(line: Line, column: str) -> Record | BadRecord | None:
     """`{"text": "a"}` -> a record; a blank line -> None; anything else -> a bad record."""
-    position, text, size = line
-    if size > len(text):
-        detail = f"a line of {size} bytes, above corpus.max_record_mib"
-        return BadRecord("record_too_large", position, detail, size, text)
     try:
-        value = orjson.loads(text)
+        value = orjson.loads(line.head)
     except orjson.JSONDecodeError as error:
         return _not_json(line, column, error)
     if type(value) is not dict:
         return _bad("invalid_json", line, f"the line holds no object but {_kind(value)}")
     found = value.get(column, _parse)  # no value of JSON is a function
     if type(found) is str:
-        return Record(position, found.encode())
+        return Record(line.position, found.encode())
     if found is _parse:
         columns = ", ".join(list(value)[:_COLUMNS_SHOWN])
         return _bad("missing_column", line, f"no column '{column}'; there are: {columns}")

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.batch import EXCERPT_BYTES, Batch
-from pipeline.byte_range import open_corpus_file
+from pipeline.byte_range import Line, open_corpus_file
 from pipeline.corpus import CorpusConfig, CorpusFile, Portion
-from pipeline.records import BATCH_BYTES, BadRecord, gather, read_batch
+from pipeline.records import BATCH_BYTES, BadRecord, gather, read_batch, too_large
 
 EXTENSIONS = (".parquet", ".pq")
 
@@ -150,7 +150,7 @@ def _slices(portion: Portion, row: int, texts: pa.Array, max_bytes: int) -> Iter
         first, stop = np.searchsorted(groups, [group, group + 1])
         piece, size = texts[first:stop], sizes[first:stop]
         bad = [
-            _bad(row + int(first + index), piece[index], int(size[index]))
+            _bad(row + int(first + index), piece[index], int(size[index]), max_bytes)
             for index in np.flatnonzero(_is_null(piece) | (size > max_bytes)).tolist()
         ]
         good = ~_is_null(piece) & (size <= max_bytes)
@@ -167,9 +167,8 @@ def _is_null(texts: pa.Array) -> Any:
     return texts.is_null().to_numpy(zero_copy_only=False)
 
 
-def _bad(row: int, value: Any, size: int) -> BadRecord:
+def _bad(row: int, value: Any, size: int, max_bytes: int) -> BadRecord:
     if not value.is_valid:
         return BadRecord("missing_value", row, "null", 0, b"")
     head = bytes(value.as_buffer()[:EXCERPT_BYTES])
-    detail = f"a value of {size} bytes, above corpus.max_record_mib"
-    return BadRecord("record_too_large", row, detail, size, head)
+    return too_large(Line(row, head, size), what="value", max_bytes=max_bytes)

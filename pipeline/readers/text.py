@@ -19,7 +19,7 @@ from pipeline.byte_range import (
     open_corpus_file,
 )
 from pipeline.corpus import CorpusConfig, CorpusFile, Portion
-from pipeline.records import BadRecord, Record, gather
+from pipeline.records import BadRecord, Record, gather, too_large
 
 EXTENSIONS = compressible(".txt")
 
@@ -63,7 +63,7 @@ def _whole_file(file: CorpusFile, max_bytes: int) -> Iterator[Record | BadRecord
         yield BadRecord("truncated_file", 0, str(error), file.bytes, text.line().head)
     else:
         if text.bytes:
-            yield _record("file", text.line())
+            yield _record("file", text.line(), max_bytes)
 
 
 def _blocks(portion: Portion, max_bytes: int) -> Iterator[Record | BadRecord]:
@@ -80,7 +80,7 @@ def _blocks(portion: Portion, max_bytes: int) -> Iterator[Record | BadRecord]:
             if not line.head or line.head.isspace():
                 inside_other = False
                 if block is not None:
-                    yield _record("block", block.line())
+                    yield _record("block", block.line(), max_bytes)
                     block = None
             elif block is not None:
                 block.add(b"\n" + line.head, length=line.bytes + 1)
@@ -93,15 +93,13 @@ def _blocks(portion: Portion, max_bytes: int) -> Iterator[Record | BadRecord]:
         yield _broken(block, error)
         return
     if block is not None:
-        yield _record("block", block.line())
+        yield _record("block", block.line(), max_bytes)
 
 
-def _record(what: str, text: Line) -> Record | BadRecord:
-    position, head, size = text
-    if size > len(head):
-        detail = f"a {what} of {size} bytes, above corpus.max_record_mib"
-        return BadRecord("record_too_large", position, detail, size, head)
-    return Record(position, head)
+def _record(what: str, text: Line, max_bytes: int) -> Record | BadRecord:
+    if text.bytes > max_bytes:
+        return too_large(text, what=what, max_bytes=max_bytes)
+    return Record(text.position, text.head)
 
 
 def _broken(block: Bounded | None, error: DamagedFileError) -> BadRecord:

@@ -16,7 +16,7 @@ from pipeline.readers import jsonl
 
 MIB = 1 << 20
 
-ABOVE = ", above corpus.max_record_mib"
+ABOVE = "; corpus.max_record_mib=1 allows 1048576"
 
 
 def _read(path: Path, start: int = 0, stop: int | None = None, **fields: object) -> list[Batch]:

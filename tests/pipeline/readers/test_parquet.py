@@ -12,7 +12,7 @@ from pipeline.readers import parquet
 
 TEXTS = ["one", "zwei ä", "", "four"]
 
-ABOVE = ", above corpus.max_record_mib"
+ABOVE = "; corpus.max_record_mib=1 allows 1048576"
 
 
 def _read(path: Path, **fields: object) -> list[list[Batch]]:
