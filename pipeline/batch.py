@@ -48,6 +48,18 @@ REJECTS = pa.schema(
 )
 
 
+ENCODED = pa.schema(
+    [
+        ("source", pa.string()),
+        ("position", pa.int64()),
+        ("key", pa.binary(16)),
+        ("bytes", pa.int64()),  # of the content behind the filters
+        ("weight", pa.int64()),  # what a shard is filled by: tokens
+        ("payload", pa.large_binary()),  # what goes into the shard: tokens in the dataset's type
+    ]
+)
+"""What the last stage before the shuffle makes of documents, whatever kind they are of."""
+
 UNREADABLE_FILES = frozenset({"truncated_file", "unreadable_file"})
 """Of them, those that stand for any number of records; their bytes are what was lost, as stored."""
 
@@ -98,6 +110,25 @@ def text_buffers(documents: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.
     # second type of argument, and be compiled twice.
     ends.flags.writeable = text.flags.writeable = False
     return ends, text
+
+
+def encoded_rows(
+    documents: pa.RecordBatch,
+    *,
+    payload: pa.LargeBinaryArray,
+    weight: npt.NDArray[np.int64],
+    size: npt.NDArray[np.int64],
+) -> pa.RecordBatch:
+    """Rows of `ENCODED` for documents with keys."""
+    columns = [
+        documents.column("source").cast(pa.string()),
+        documents.column("position"),
+        documents.column("key"),
+        pa.array(size, pa.int64()),
+        pa.array(weight, pa.int64()),
+        payload,
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=ENCODED)
 
 
 def count(batch: Batch, stage: str, documents: pa.RecordBatch) -> Batch:

@@ -125,7 +125,7 @@ def _settle(
         placement=place(config.split, shuffle_seed=config.shuffle_seed, partition_bits=bits),
         num_portions=len(portions),
         corpus_bytes=sum({one.file.url: one.file.bytes for one in portions}.values()),
-        target_tokens=max(1, target_bytes // dtype.itemsize),
+        target_weight=max(1, target_bytes // dtype.itemsize),
         max_bad_fraction=config.max_bad_fraction,
         config_hash=hash_config(byte_config(config)),
     )

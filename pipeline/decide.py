@@ -36,8 +36,8 @@ class Terms:
     """Length of the plan of the corpus."""
     corpus_bytes: int
     """Of all files as stored."""
-    target_tokens: int
-    """Wished size of a shard."""
+    target_weight: int
+    """Wished weight of a shard: tokens of text."""
     max_bad_fraction: float
     """A larger share of unreadable records, or of bytes, refuses the build."""
     config_hash: str
@@ -95,7 +95,7 @@ def decide(terms: Terms) -> Decision:
     plan = plan_shards(
         sums.histogram,
         split_threshold=threshold,
-        target_tokens=terms.target_tokens,
+        target_weight=terms.target_weight,
         fingerprint=digest.hexdigest(),
         spills=tuple(spills),
     )
@@ -108,9 +108,9 @@ def _split(sums: _Sums, placement: Placement) -> int:
         return fraction_threshold(placement.fraction)
     threshold = documents_threshold(sums.candidates, placement.documents)
     chosen = sums.candidates.split_hash < np.uint64(threshold)
-    where, tokens = sums.candidates.partition[chosen], sums.candidates.tokens[chosen]
-    np.add.at(sums.histogram[0], where, -tokens)
-    np.add.at(sums.histogram[1], where, tokens)
+    where, weight = sums.candidates.partition[chosen], sums.candidates.weight[chosen]
+    np.add.at(sums.histogram[0], where, -weight)
+    np.add.at(sums.histogram[1], where, weight)
     return threshold
 
 

@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.batch import Batch, Count, text_buffers
+from pipeline.batch import Batch, Count, encoded_rows, text_buffers
 from pipeline.encoder import Encoder, load_encoder
 
 STAGE = "encode"
@@ -16,7 +18,7 @@ STAGE = "encode"
 
 @dataclass
 class EncodeDocuments(beam.PTransform):  # type: ignore[misc]
-    """Batches with columns `tokens`, end of document included, and `text_bytes`, without `text`."""
+    """Batches of documents -> batches of rows of `ENCODED`: tokens, end of document included."""
 
     tokenizer: str
     """Text of tokenizer.json: it travels to the Beam workers, which may share no file system."""
@@ -35,14 +37,21 @@ def encode_documents(batch: Batch, encoder: Encoder) -> Batch:
     offsets, _ = text_buffers(batch.documents)
     num_bytes = int(offsets[-1] - offsets[0])
     tokens, bounds = encoder.encode_batch(batch.documents.column("text"))
-    lists = pa.LargeListArray.from_arrays(pa.array(bounds), pa.array(tokens))
-    documents = (
-        batch.documents.drop_columns(["text"])
-        .append_column("tokens", lists)
-        .append_column("text_bytes", pa.array(np.diff(offsets)))
+    documents = encoded_rows(
+        batch.documents,
+        payload=_as_binary(tokens, bounds),
+        weight=np.diff(bounds),
+        size=np.diff(offsets),
     )
     entry = Count(STAGE, documents.num_rows, num_bytes, documents.num_rows, num_bytes)
     return replace(batch, documents=documents, counts=(*batch.counts, entry))
+
+
+def _as_binary(tokens: npt.NDArray[Any], bounds: npt.NDArray[np.int64]) -> pa.LargeBinaryArray:
+    """Each document's tokens as one binary value, without a copy: sorted 10 times faster so."""
+    offsets = np.asarray(bounds, np.int64) * tokens.itemsize
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(tokens))]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(bounds) - 1, buffers)
 
 
 class _Encode(beam.DoFn):  # type: ignore[misc]

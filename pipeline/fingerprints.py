@@ -13,7 +13,7 @@ from pipeline.corpus import Portion
 from pipeline.portions import Placement
 from pipeline.urls import locate
 
-STAGES_VERSION = 2
+STAGES_VERSION = 3
 """Raised when a stage makes other bytes of the same input."""
 
 LIBRARIES = ("fastokens", "numpy", "orjson", "pyarrow", "tokenizers", "xxhash")

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pipeline.split import SPLITS
 
 Histogram = npt.NDArray[np.int64]
-"""(2, partitions): tokens of train and of validation in each partition."""
+"""(2, partitions): weight of train and of validation in each partition; tokens of text."""
 
 MIN_PARTITION_BITS, MAX_PARTITION_BITS = 12, 16
 PARTITIONS_PER_SHARD = 64
@@ -31,8 +31,8 @@ class PlannedShard:
     """First hash partition."""
     stop: int
     """Behind the last hash partition."""
-    tokens: int
-    """Tokens before duplicates are dropped."""
+    weight: int
+    """Before duplicates are dropped: tokens of text."""
     split_threshold: int
     """Split hashes below it belong to validation."""
     fingerprint: str
@@ -68,33 +68,33 @@ def plan_shards(
     histogram: Histogram,
     *,
     split_threshold: int,
-    target_tokens: int,
+    target_weight: int,
     fingerprint: str,
     spills: tuple[str, ...] = (),
 ) -> ShardPlan:
-    """Cut both splits into shards of about `target_tokens`, none of them empty."""
+    """Cut both splits into shards of about `target_weight`, none of them empty."""
     shards = [
         PlannedShard(
             name=f"{split}-{index:06d}",
             split=split,
             first=first,
             stop=stop,
-            tokens=int(counts[first:stop].sum()),
+            weight=int(counts[first:stop].sum()),
             split_threshold=split_threshold,
             fingerprint=fingerprint,
         )
         for split, counts in zip(SPLITS, histogram, strict=True)
-        for index, (first, stop) in enumerate(_cut(counts, target_tokens))
+        for index, (first, stop) in enumerate(_cut(counts, target_weight))
     ]
     bits = int(histogram.shape[1]).bit_length() - 1
     return ShardPlan(bits, split_threshold, tuple(shards), spills)
 
 
-def _cut(counts: npt.NDArray[np.int64], target_tokens: int) -> list[tuple[int, int]]:
-    """Equal shares of the tokens; a filled partition goes where its middle lies."""
+def _cut(counts: npt.NDArray[np.int64], target_weight: int) -> list[tuple[int, int]]:
+    """Equal shares of the weight; a filled partition goes where its middle lies."""
     filled = np.flatnonzero(counts)
     total = int(counts.sum())
-    num_shards = max(1, round(total / target_tokens))
+    num_shards = max(1, round(total / target_weight))
     middle = np.cumsum(counts[filled]) - counts[filled] // 2 - 1
     owner = middle * num_shards // max(total, 1)
     bounds = np.flatnonzero(np.diff(owner, prepend=-1))

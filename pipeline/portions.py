@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import batch as batches
@@ -61,7 +62,7 @@ class PortionRecord:
     tallies: tuple[Tally, ...]
     """Rejects by stage and reason."""
     histogram: Histogram
-    """Tokens of each split and hash partition."""
+    """Weight of each split and hash partition: tokens of text."""
     candidates: Candidates
     """For an exact number of validation documents."""
     spills: tuple[str, ...]
@@ -100,7 +101,7 @@ class PortionSums:
         keys = batch.documents.column("key")
         hashes = shuffle_hashes(keys, self.placement.shuffle_seed)
         self.add_counts(batch)
-        self._place(hashes, split_hashes(keys, self.placement.split_seed), token_counts(batch))
+        self._place(hashes, split_hashes(keys, self.placement.split_seed), weights(batch))
         return hashes
 
     def add_counts(self, batch: Batch) -> None:
@@ -110,15 +111,15 @@ class PortionSums:
             numbers = [one.records_in, one.bytes_in, one.records_out, one.bytes_out]
             _add(self.counts, one.stage, numbers)
 
-    def _place(self, hashes: Hashes, splits: Hashes, tokens: Any) -> None:
+    def _place(self, hashes: Hashes, splits: Hashes, weight: npt.NDArray[np.int64]) -> None:
         held = self.placement
         where = partitions(hashes, held.partition_bits)
         validation = splits < np.uint64(fraction_threshold(held.fraction))
         for row, mask in enumerate((~validation, validation)):
-            np.add.at(self.histogram[row], where[mask], tokens[mask])
+            np.add.at(self.histogram[row], where[mask], weight[mask])
         if held.documents:
             fresh = merge_candidates(
-                no_candidates(), Candidates(splits, where, tokens), held.documents
+                no_candidates(), Candidates(splits, where, weight), held.documents
             )
             self.candidates = merge_candidates(self.candidates, fresh, held.documents)
 
@@ -156,10 +157,9 @@ def portion_member(portion: int) -> str:
     return f"portion-{portion:06d}"
 
 
-def token_counts(batch: Batch) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Tokens of each document of a batch."""
-    column = batch.documents.column("tokens")
-    return np.diff(np.asarray(column.offsets))
+def weights(batch: Batch) -> npt.NDArray[np.int64]:
+    """What each encoded document of a batch adds to its shard."""
+    return np.asarray(batch.documents.column("weight"))
 
 
 def read_record(path: Path) -> PortionRecord | None:
@@ -204,7 +204,7 @@ def _to_tree(record: PortionRecord) -> dict[str, Any]:
         "candidates": [
             record.candidates.split_hash.tolist(),
             record.candidates.partition.tolist(),
-            record.candidates.tokens.tolist(),
+            record.candidates.weight.tolist(),
         ],
         "spills": list(record.spills),
         "spill_bytes": list(record.spill_bytes),
@@ -214,7 +214,7 @@ def _to_tree(record: PortionRecord) -> dict[str, Any]:
 def _from_tree(tree: dict[str, Any]) -> PortionRecord:
     histogram = np.zeros((2, tree["partitions"]), np.int64)
     histogram[:, tree["filled"]] = np.array(tree["histogram"], np.int64)
-    hashes, where, tokens = tree["candidates"]
+    hashes, where, weight = tree["candidates"]
     return PortionRecord(
         portion=tree["portion"],
         fingerprint=tree["fingerprint"],
@@ -222,7 +222,7 @@ def _from_tree(tree: dict[str, Any]) -> PortionRecord:
         tallies=tuple(map(tally_from_row, tree["tallies"])),
         histogram=histogram,
         candidates=Candidates(
-            np.array(hashes, np.uint64), np.array(where, np.int64), np.array(tokens, np.int64)
+            np.array(hashes, np.uint64), np.array(where, np.int64), np.array(weight, np.int64)
         ),
         spills=tuple(tree["spills"]),
         spill_bytes=tuple(tree.get("spill_bytes", ())),

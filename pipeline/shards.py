@@ -184,7 +184,7 @@ def _write(
         split=planned.split,
         shard=shard,
         documents=kept.num_rows,
-        text_bytes=int(np.asarray(kept.column("text_bytes")).sum()),
+        text_bytes=int(np.asarray(kept.column("bytes")).sum()),
         lengths=_length_histogram(np.diff(starts, append=len(tokens))),
         duplicates=tuple(tally(rejects)),
     )
@@ -211,7 +211,7 @@ def _drop_duplicates(documents: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.Reco
         pa.array(details, pa.string()),
         denied.column("source"),
         denied.column("position"),
-        denied.column("text_bytes"),
+        denied.column("bytes"),
         pa.array([""] * rows, pa.string()),  # the text is gone behind the encoder
     ]
     return kept, pa.RecordBatch.from_arrays(columns, schema=REJECTS)
@@ -221,7 +221,7 @@ def _stream(
     documents: pa.RecordBatch, dtype: np.dtype[Any]
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """All tokens, one document after another, and where each document starts."""
-    column = documents.column("tokens")
+    column = documents.column("payload")
     offsets = np.frombuffer(column.buffers()[1], np.int64)
     offsets = offsets[column.offset : column.offset + len(column) + 1]
     content = memoryview(column.buffers()[2])[offsets[0] : offsets[-1]]

@@ -16,16 +16,7 @@ import pyarrow as pa
 from pipeline.batch import Batch
 from pipeline.hashes import Hashes
 
-PLACED = pa.schema(
-    [
-        ("hash", pa.uint64()),  # place in the shuffle order
-        ("key", pa.binary(16)),
-        ("source", pa.string()),
-        ("position", pa.int64()),
-        ("text_bytes", pa.int64()),
-        ("tokens", pa.large_binary()),  # of the dataset's token type: sorted 10 times faster so
-    ]
-)
+_HASH = pa.field("hash", pa.uint64())
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +40,9 @@ class SpilledDocuments:
 
 
 def placed_documents(batch: Batch, hashes: Hashes) -> pa.RecordBatch:
-    """The documents of a batch as rows of `PLACED`."""
-    documents = batch.documents
-    columns = [
-        pa.array(hashes),
-        documents.column("key"),
-        documents.column("source").cast(pa.string()),
-        documents.column("position"),
-        documents.column("text_bytes"),
-        _as_bytes(documents.column("tokens")),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=PLACED)
+    """The encoded documents of a batch behind a column `hash`, their place in the shuffle order."""
+    columns = [pa.array(hashes), *batch.documents.columns]
+    return pa.RecordBatch.from_arrays(columns, schema=batch.documents.schema.insert(0, _HASH))
 
 
 def write_spill(path: Path, documents: pa.RecordBatch) -> None:
@@ -67,7 +50,10 @@ def write_spill(path: Path, documents: pa.RecordBatch) -> None:
     order = np.argsort(np.asarray(documents.column("hash")), kind="stable")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, PLACED) as writer:
+        with (
+            pa.OSFile(str(temporary), "wb") as file,
+            pa.ipc.new_file(file, documents.schema) as writer,
+        ):
             writer.write_batch(documents.take(pa.array(order)))
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
@@ -82,11 +68,3 @@ def _read_range(path: Path, wanted: SpilledDocuments) -> pa.RecordBatch:
     hashes = np.asarray(documents.column("hash")) >> np.uint64(64 - wanted.partition_bits)
     begin, end = np.searchsorted(hashes, np.array([wanted.first, wanted.stop], np.uint64))
     return documents.slice(int(begin), int(end - begin))
-
-
-def _as_bytes(tokens: pa.LargeListArray) -> pa.LargeBinaryArray:
-    """Each document's tokens as one binary value, without a copy."""
-    values = np.asarray(tokens.values)
-    offsets = np.asarray(tokens.offsets) * values.itemsize
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(values))]
-    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(tokens), buffers)

@@ -43,8 +43,8 @@ class Candidates:
     """Distinct, ascending."""
     partition: npt.NDArray[np.int64]
     """Hash partition of the shuffle order that the document lies in."""
-    tokens: npt.NDArray[np.int64]
-    """Tokens of all documents of this hash."""
+    weight: npt.NDArray[np.int64]
+    """Of all documents of this hash: tokens of text."""
 
 
 def validation_mask(keys: pa.Array, *, seed: int, threshold: int) -> npt.NDArray[np.bool_]:
@@ -69,11 +69,11 @@ def no_candidates() -> Candidates:
 
 
 def merge_candidates(left: Candidates, right: Candidates, limit: int) -> Candidates:
-    """The `limit` candidates of smallest hash of both; the tokens of equal hashes add up."""
+    """The `limit` candidates of smallest hash of both; the weights of equal hashes add up."""
     hashes = np.concatenate([left.split_hash, right.split_hash])
     partitions = np.concatenate([left.partition, right.partition])
-    tokens = np.concatenate([left.tokens, right.tokens])
+    weight = np.concatenate([left.weight, right.weight])
     distinct, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     sums = np.zeros(len(distinct), np.int64)
-    np.add.at(sums, inverse, tokens)
+    np.add.at(sums, inverse, weight)
     return Candidates(distinct[:limit], partitions[first][:limit], sums[:limit])

@@ -47,7 +47,7 @@ def terms(work, *, max_bad_fraction=0.01, split=None, corpus_bytes=10_000):
         placement=place(split or SplitConfig(), shuffle_seed=0, partition_bits=12),
         num_portions=2,
         corpus_bytes=corpus_bytes,
-        target_tokens=1000,
+        target_weight=1000,
         max_bad_fraction=max_bad_fraction,
         config_hash="c",
     )
@@ -60,7 +60,7 @@ def test_portions_add_up(work):
     assert [(one.records_in, one.records_out) for one in decision.counts] == [(100, 99)]
     assert [one.records for one in decision.tallies] == [1]
     (shard,) = decision.plan.shards
-    assert (shard.name, shard.tokens) == ("train-000000", 200)
+    assert (shard.name, shard.weight) == ("train-000000", 200)
 
 
 def test_the_fingerprint_changes_with_any_portion(work):
@@ -127,7 +127,7 @@ def test_an_exact_number_moves_its_tokens_to_validation(work):
     write(work, 1, split=split)
     plan = decide(terms(work, split=split)).plan
     assert plan.split_threshold == 12
-    assert {shard.name: shard.tokens for shard in plan.shards} == {
+    assert {shard.name: shard.weight for shard in plan.shards} == {
         "train-000000": 140,
         "validation-000000": 60,
     }

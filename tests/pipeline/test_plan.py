@@ -10,7 +10,7 @@ COUNTS = st.lists(st.integers(0, 100), min_size=8, max_size=8)
 
 def plan(train, validation, target):
     return plan_shards(
-        np.array([train, validation]), split_threshold=5, target_tokens=target, fingerprint="f"
+        np.array([train, validation]), split_threshold=5, target_weight=target, fingerprint="f"
     )
 
 
@@ -20,8 +20,8 @@ def test_shards_cover_every_token_once_and_none_is_empty(train, validation, targ
     for split, counts in (("train", train), ("validation", validation)):
         own = [shard for shard in shards if shard.split == split]
         assert [shard.name for shard in own] == [f"{split}-{i:06d}" for i in range(len(own))]
-        assert sum(shard.tokens for shard in own) == sum(counts)
-        assert all(shard.tokens > 0 for shard in own)
+        assert sum(shard.weight for shard in own) == sum(counts)
+        assert all(shard.weight > 0 for shard in own)
         assert all(a.stop == b.first for a, b in zip(own, own[1:], strict=False))
         if own:
             assert (own[0].first, own[-1].stop) == (0, 8)
@@ -31,7 +31,7 @@ def test_sizes_are_near_the_target():
     counts = np.random.default_rng(0).integers(0, 50, 4096)
     shards = plan(counts, counts * 0, 4000).shards
     assert len(shards) == round(counts.sum() / 4000)
-    sizes = np.array([shard.tokens for shard in shards])
+    sizes = np.array([shard.weight for shard in shards])
     assert abs(sizes / 4000 - 1).max() < 0.03
 
 

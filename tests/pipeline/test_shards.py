@@ -7,16 +7,16 @@ import pyarrow as pa
 import pytest
 import webdataset
 
+from pipeline.batch import ENCODED
 from pipeline.plan import PlannedShard
 from pipeline.shards import ShardSettings, finished_row, write_planned
-from pipeline.spills import PLACED
 from pipeline.work import WorkFolder
 
 SETTINGS = ShardSettings(
     token_dtype="uint16", block_tokens=4, chunk_bytes=4096, deduplicate=True, split_seed=0
 )
 PLANNED = PlannedShard(
-    name="train-000002", split="train", first=0, stop=4096, tokens=9, split_threshold=0,
+    name="train-000002", split="train", first=0, stop=4096, weight=9, split_threshold=0,
     fingerprint="f",
 )  # fmt: skip
 
@@ -30,12 +30,13 @@ def piece(*rows):
                 "key": bytes(15) + bytes([key]),
                 "source": source,
                 "position": position,
-                "text_bytes": 10,
-                "tokens": np.array(tokens, np.uint16).tobytes(),
+                "bytes": 10,
+                "weight": len(tokens),
+                "payload": np.array(tokens, np.uint16).tobytes(),
             }
             for hashed, key, source, position, tokens in rows
         ],
-        schema=PLACED,
+        schema=ENCODED.insert(0, pa.field("hash", pa.uint64())),
     )
 
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 import xxhash
 
-from pipeline.batch import REJECTS, Batch, Count
+from pipeline.batch import ENCODED, REJECTS, Batch, Count
 from pipeline.plan import plan_shards
 from pipeline.portions import PortionSums, place, read_record
 from pipeline.shuffle import GroupByShard, _SpillPortion, cut_by_shard
@@ -19,22 +19,16 @@ PLACEMENT = place(SplitConfig(fraction=0.3), shuffle_seed=7, partition_bits=12)
 
 def batch(portion, texts, *, first=0, last=True):
     """Encoded documents; the tokens of a text are its bytes and a 0."""
-    sources = pa.array([f"{portion}.jsonl"] * len(texts)).dictionary_encode()
-    keys = [xxhash.xxh3_128_digest(text) for text in texts]
-    tokens = [[*text, 0] for text in texts]
-    documents = pa.RecordBatch.from_pydict(
-        {
-            "source": pa.DictionaryArray.from_arrays(
-                pa.array(np.zeros(len(texts), np.int32)), sources.dictionary
-            )
-            if texts
-            else pa.array([], pa.dictionary(pa.int32(), pa.string())),
-            "position": pa.array(range(first, first + len(texts)), pa.int64()),
-            "key": pa.array(keys, pa.binary(16)),
-            "tokens": pa.array(tokens, pa.large_list(pa.uint16())),
-            "text_bytes": pa.array(map(len, texts), pa.int64()),
-        }
-    )
+    columns = [
+        [f"{portion}.jsonl"] * len(texts),
+        range(first, first + len(texts)),
+        [xxhash.xxh3_128_digest(text) for text in texts],
+        [len(text) for text in texts],
+        [len(text) + 1 for text in texts],
+        [np.array([*text, 0], np.uint16).tobytes() for text in texts],
+    ]
+    arrays = [pa.array(cells, field.type) for cells, field in zip(columns, ENCODED, strict=True)]
+    documents = pa.RecordBatch.from_arrays(arrays, schema=ENCODED)
     size = sum(map(len, texts))
     counts = (Count("read", len(texts), size, len(texts), size),)
     return Batch(portion, documents, pa.RecordBatch.from_pylist([], schema=REJECTS), counts, last)
@@ -60,7 +54,7 @@ def plan_of(work):
     return plan_shards(
         sum(record.histogram for record in records),
         split_threshold=int(0.3 * 2**64),
-        target_tokens=100,
+        target_weight=100,
         fingerprint="f",
         spills=tuple(name for record in records for name in record.spills),
     )
@@ -86,7 +80,7 @@ def group(work, *, spills):
                 lambda shard, pieces: (collected / shard.name).write_text(
                     "\n".join(
                         sorted(
-                            str((row["hash"], row["source"], row["position"], row["tokens"]))
+                            str((row["hash"], row["source"], row["position"], row["payload"]))
                             for piece in pieces
                             for row in chosen(piece, shard).to_pylist()
                         )
@@ -143,7 +137,7 @@ def test_spills_are_sorted_and_cut_by_ranges(work, monkeypatch):
         assert hashes == sorted(hashes)
     (middle,) = SpilledDocuments(str(work.spills), names[:1], 12, 1000, 3000)
     assert all(1000 <= value >> 52 < 3000 for value in middle.column("hash").to_pylist())
-    text = {row["position"]: row["tokens"] for row in everything}[3]
+    text = {row["position"]: row["payload"] for row in everything}[3]
     assert np.frombuffer(text, np.uint16).tolist() == [*b"one 3", 0]
 
 
@@ -165,13 +159,13 @@ def test_cut_by_shard_agrees_with_the_plan(work):
     for one in BATCHES:
         sums.add(one)
     plan = plan_shards(
-        sums.histogram, split_threshold=int(0.3 * 2**64), target_tokens=100, fingerprint="f"
+        sums.histogram, split_threshold=int(0.3 * 2**64), target_weight=100, fingerprint="f"
     )
     tokens = [0] * len(plan.shards)
     for one in BATCHES:
         for index, piece in cut_by_shard(one, plan, PLACEMENT):
-            tokens[index] += sum(len(value) // 2 for value in piece.column("tokens").to_pylist())
-    assert tokens == [shard.tokens for shard in plan.shards]
+            tokens[index] += sum(len(value) // 2 for value in piece.column("payload").to_pylist())
+    assert tokens == [shard.weight for shard in plan.shards]
 
 
 def test_sums_of_a_portion_do_not_depend_on_the_order_of_batches(work):

@@ -31,7 +31,7 @@ def test_merged_candidates_are_the_smallest_with_summed_tokens(left, right, limi
     for value, tokens in [*left, *right]:
         sums[value] = sums.get(value, 0) + tokens
     expected = sorted(sums.items())[:limit]
-    assert list(zip(merged.split_hash, merged.tokens, strict=True)) == expected
+    assert list(zip(merged.split_hash, merged.weight, strict=True)) == expected
     assert merged.partition.tolist() == [value % 7 for value, _ in expected]
 
 
@@ -45,7 +45,7 @@ def test_merging_portions_in_any_order_is_the_same(portions, limit):
 
     one, other = merge(portions), merge(portions[::-1])
     assert one.split_hash.tolist() == other.split_hash.tolist()
-    assert one.tokens.tolist() == other.tokens.tolist()
+    assert one.weight.tolist() == other.weight.tolist()
 
 
 @pytest.mark.parametrize("documents", [1, 17, 1000])
