@@ -124,7 +124,7 @@ def _settle(
         work=work,
         placement=place(config.split, shuffle_seed=config.shuffle_seed, partition_bits=bits),
         num_portions=len(portions),
-        corpus_bytes=sum({one.file.url: one.file.bytes for one in portions}.values()),
+        corpus_bytes=sum({file.url: file.bytes for one in portions for file in one.files}.values()),
         target_weight=max(1, target_bytes // dtype.itemsize),
         max_bad_fraction=config.max_bad_fraction,
         config_hash=hash_config(byte_config(config)),

@@ -10,15 +10,20 @@ import posixpath
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.urls import locate, member_url
 
 _LOG = logging.getLogger(__name__)
+
+FILE_COST_BYTES = 4096
+"""What opening a file costs beside its bytes: portions of tiny files are kept small too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,13 @@ class Portion:
     """Behind the last byte, or row group."""
     bytes: int
     """Bytes to read, for progress."""
+    more: tuple[CorpusFile, ...] = ()
+    """Files behind `file` that are read with it, where each file is one record."""
+
+    @property
+    def files(self) -> tuple[CorpusFile, ...]:
+        """All files that it reads of, in order."""
+        return (self.file, *self.more)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +116,26 @@ def plan_portions(reader: ModuleType, config: CorpusConfig) -> list[Portion]:
             "%d of %d corpus files are empty, as %s", len(empty), len(files), ", ".join(empty[:3])
         )
     cutting = replace(config, portion_mib=_portion_mib(files, config.portion_mib))
-    pieces = [(file, *piece) for file in files for piece in reader.cut(file, cutting)]
-    portions = [Portion(index, *piece) for index, piece in enumerate(pieces)]
+    if getattr(reader, "FILE_IS_RECORD", False):
+        portions = _group_files(files, cutting.portion_mib << 20)
+    else:
+        pieces = [(file, *piece) for file in files for piece in reader.cut(file, cutting)]
+        portions = [Portion(index, *piece) for index, piece in enumerate(pieces)]
     filled = [portion for portion in portions if portion.bytes]
     if filled:
         _check_column(reader, config, filled[0])
     return portions
+
+
+def _group_files(files: Sequence[CorpusFile], portion_bytes: int) -> list[Portion]:
+    """Runs of whole files: one portion a file would be a million portions of a million images."""
+    ends = np.cumsum([file.bytes + FILE_COST_BYTES for file in files])
+    bounds = np.flatnonzero(np.diff((ends - 1) // portion_bytes, prepend=-1, append=-1))
+    runs = [files[first:stop] for first, stop in pairwise(bounds.tolist())]
+    return [
+        Portion(index, run[0], 0, len(run), sum(file.bytes for file in run), tuple(run[1:]))
+        for index, run in enumerate(runs)
+    ]
 
 
 def _portion_mib(files: Sequence[CorpusFile], most: int) -> int:

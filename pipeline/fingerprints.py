@@ -55,7 +55,7 @@ def reading_fingerprint(config: PipelineConfig, portions: Sequence[Portion]) -> 
 
 def _rows(portions: Sequence[Portion]) -> list[Any]:
     return [
-        [one.index, one.file.source, one.file.bytes, one.file.version, one.start, one.stop]
+        [one.index, [[f.source, f.bytes, f.version] for f in one.files], one.start, one.stop]
         for one in portions
     ]
 

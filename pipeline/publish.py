@@ -132,7 +132,7 @@ def _write_beside(
         building.decision,
         rows,
         request=building.request,
-        corpus_files=len({portion.file.url for portion in building.portions}),
+        corpus_files=len({file.url for portion in building.portions for file in portion.files}),
         corpus_bytes=sum(portion.bytes for portion in building.portions),
         seconds=time.monotonic() - building.started,
     )

@@ -1,0 +1,1 @@
+"""Images: kernels without Beam, and the stages that are theirs alone."""
