@@ -91,6 +91,9 @@ def _type_name(annotation: Any) -> str:
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
+    if "only_with" in field.metadata:
+        selector, value = field.metadata["only_with"]
+        return f" = {field.metadata['default']} with {selector} '{value}'"
     if field.default is not dataclasses.MISSING:
         return f" = {'null' if field.default is None else field.default}"
     if field.default_factory is not dataclasses.MISSING:

@@ -21,6 +21,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from tokenizers import Tokenizer as HuggingFace
 
 from configs import command
+from configs.conditional import only_with, resolve
 from pipeline.manifest import Tokenizer
 from pipeline.urls import locate
 
@@ -42,9 +43,9 @@ class Config:
 
     kind: Literal["train", "load", "characters"] = "train"
     """`train` a byte-level BPE on the corpus, `load` a tokenizer.json, or take its `characters`."""
-    vocab_size: int = 32_000
+    vocab_size: int | None = only_with("kind", "train", default=32_000)
     """Of `train`: number of tokens, among them the 256 bytes and the end of document."""
-    sample_mib: int = 256
+    sample_mib: int | None = only_with("kind", "train", default=256)
     """Of `train`: size of the sample of the corpus, MiB of text; it is held in memory."""
     path: str | None = None
     """Of `load`: path or fsspec URL of a Hugging Face tokenizer.json."""
@@ -54,15 +55,16 @@ class Config:
     """`fast`: fastokens, 165 to 320 MB/s a core; `reference`: Hugging Face's, 2 to 3 MB/s."""
 
     def __post_init__(self) -> None:
+        resolve(self)
         if self.kind == "load" and self.path is None:
             raise ValueError("path: missing; kind 'load' needs the path of a tokenizer.json")
         if self.kind != "load" and self.path is not None:
             raise ValueError(
                 f"path: kind '{self.kind}' makes the tokenizer itself; use kind 'load'"
             )
-        if self.vocab_size < MIN_VOCAB_SIZE:
+        if self.vocab_size is not None and self.vocab_size < MIN_VOCAB_SIZE:
             raise ValueError(f"vocab_size: {self.vocab_size}; at least {MIN_VOCAB_SIZE}")
-        if self.sample_mib < 1:
+        if self.sample_mib is not None and self.sample_mib < 1:
             raise ValueError(f"sample_mib: {self.sample_mib}; at least 1")
         if len(self.end_of_document) < 2:
             raise ValueError(

@@ -1,5 +1,6 @@
 """The tokenizer of a build: loaded, or made from the corpus in a first pass; proven before use."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from pipeline.tokenizer import (
 )
 from pipeline.work import WorkFolder, read_json, write_json
 
+_LOG = logging.getLogger(__name__)
+
 CHECKED_DOCUMENTS = 100
 """Documents of the corpus that the encoder is checked on, at most."""
 
@@ -50,7 +53,15 @@ def make_tokenizer(
         text = path.read_text(encoding="utf-8")
     encoder = load_encoder(text, end_of_document=named.end_of_document, engine=named.engine)
     check_encoder(encoder, text, _first_documents(config, portions))
-    return text, describe_tokenizer(text, end_of_document=named.end_of_document)
+    described = describe_tokenizer(text, end_of_document=named.end_of_document)
+    if named.vocab_size is not None and described.vocab_size < named.vocab_size:
+        _LOG.warning(
+            "tokenizer.vocab_size: %d tokens asked for, %d made: nothing is left to merge, each "
+            "word of the sample is one token already",
+            named.vocab_size,
+            described.vocab_size,
+        )
+    return text, described
 
 
 def _from_corpus(
@@ -61,6 +72,7 @@ def _from_corpus(
     if named.kind == "characters":
         collect: beam.PTransform = CollectCharacters()
     else:
+        assert named.sample_mib is not None
         collect = SampleDocuments(
             sample_bytes=named.sample_mib * 2**20,
             portion_bytes=tuple(portion.bytes for portion in portions),
@@ -71,6 +83,7 @@ def _from_corpus(
         raise ValueError(emptiness)
     if named.kind == "characters":
         return characters_tokenizer(kept, end_of_document=named.end_of_document)
+    assert named.vocab_size is not None
     return train_tokenizer(kept, vocab_size=named.vocab_size, end_of_document=named.end_of_document)
 
 

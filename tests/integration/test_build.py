@@ -75,6 +75,11 @@ def config(corpus, dataset_dir, *overrides):
     )
 
 
+def of_kind(kind):
+    """A tokenizer of a kind; one that is not trained has no size to ask for."""
+    return (f"tokenizer.kind={kind}", *(["tokenizer.vocab_size=null"] if kind != "train" else []))
+
+
 def digests(dataset_dir):
     """sha256 of everything whose bytes are promised."""
     kept = [*dataset_dir.glob("*.tar"), *dataset_dir.glob("*.idx"), *dataset_dir.rglob("*.gz")]
@@ -204,6 +209,16 @@ def test_exact_number_gives_the_same_bytes_with_payload_in_group_by_key(corpus, 
     assert digests(one) == digests(other)
 
 
+def test_a_vocabulary_smaller_than_asked_for_is_told(built, corpus, tmp_path, caplog):
+    assert "asked for" not in caplog.text
+    dataset_dir = build(config(corpus, tmp_path / "dataset", "tokenizer.vocab_size=5000"))
+    made = read_manifest(dataset_dir).tokenizer.vocab_size
+    assert 300 < made < 5000
+    (said,) = [one for one in caplog.messages if "asked for" in one]
+    assert said.startswith(f"tokenizer.vocab_size: 5000 tokens asked for, {made} made: nothing is")
+    assert "\n" not in said
+
+
 def test_without_deduplication_copies_stay(corpus, tmp_path):
     dataset_dir = build(
         config(corpus, tmp_path / "dataset", "deduplicate=false", "split.fraction=0")
@@ -297,8 +312,8 @@ def test_no_document_left(tmp_path):
         told = r"no documents are left \(read 4 -> 3, normalise 3 -> 3, quality 3 -> 0, .*\)\. "
         told += r"gopher_short_doc 3 \(first a.jsonl at 0: .*\); invalid_json 1 \(first a.jsonl at"
         with pytest.raises(ValueError, match=told):
-            build(config(path, tmp_path / kind, f"tokenizer.kind={kind}"))
-    loose = ["tokenizer.kind=characters", "quality.enabled=false", "split.documents=1"]
+            build(config(path, tmp_path / kind, *of_kind(kind)))
+    loose = [*of_kind("characters"), "quality.enabled=false", "split.documents=1"]
     loose += ["max_bad_fraction=1"]
     with pytest.raises(StageError, match="takes all documents and leaves none to train on"):
         build(config(path, tmp_path / "dataset", *loose))
@@ -307,7 +322,7 @@ def test_no_document_left(tmp_path):
 def test_no_document_left_with_a_tokenizer_given(built, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "too short"}\n' * 3)
-    given = ["tokenizer.kind=load", f"tokenizer.path={built / 'tokenizer.json'}"]
+    given = [*of_kind("load"), f"tokenizer.path={built / 'tokenizer.json'}"]
     expected = r"no documents are left .*quality 3 -> 0.*gopher_short_doc 3 \(first a.jsonl"
     with pytest.raises(StageError, match=expected):
         build(config(path, tmp_path / "dataset", *given))
@@ -327,7 +342,7 @@ def test_a_file_url_is_its_path(corpus, built, tmp_path):
 def test_one_document(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "too short"}\n')
-    loose = ["tokenizer.kind=characters", "quality.enabled=false", "split.fraction=0"]
+    loose = [*of_kind("characters"), "quality.enabled=false", "split.fraction=0"]
     dataset_dir = build(config(path, tmp_path / "dataset", *loose))
     assert documents_of(dataset_dir, "train") == ["too short"]
 

@@ -126,25 +126,34 @@ def test_read_of_no_file(tmp_path):
         read_tokenizer(str(tmp_path / "none.json"), end_of_document=END)
 
 
+NO_EFFECT = "has no effect with kind '{}', only with 'train'; leave it out, or set it to null"
+
+
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("overrides", "message"),
     [
         ("kind=load", "path: missing"),
         ("path=a.json", "path: kind 'train'"),
+        ("kind=characters path=a.json", "path: kind 'characters'"),
         ("vocab_size=256", "at least 257"),
         ("sample_mib=0", "at least 1"),
+        ("kind=load path=a.json vocab_size=999", f"vocab_size: 999 {NO_EFFECT.format('load')}"),
+        ("kind=load path=a.json sample_mib=8", f"sample_mib: 8 {NO_EFFECT.format('load')}"),
+        ("kind=characters vocab_size=999", f"vocab_size: 999 {NO_EFFECT.format('characters')}"),
+        ("kind=characters sample_mib=8", f"sample_mib: 8 {NO_EFFECT.format('characters')}"),
         ("end_of_document=x", "at least two characters"),
         ("kind=words", "kind"),
         ("engine=slow", "engine"),
     ],
 )
-def test_config_refuses(override, message):
+def test_config_refuses(overrides, message):
     with pytest.raises(ConfigError, match=message):
-        load(Config, None, [override])
+        load(Config, None, overrides.split())
 
 
 def test_config_of_each_kind():
-    assert load(Config, None, []) == Config()
+    assert load(Config, None, []) == Config(kind="train", vocab_size=32_000, sample_mib=256)
+    assert load(Config, None, ["kind=characters"]).vocab_size is None
     assert load(Config, None, ["kind=load", "path=a.json"]).path == "a.json"
     assert load(Config, None, ["kind=characters"]).kind == "characters"
 
