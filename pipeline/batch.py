@@ -92,6 +92,8 @@ class Batch:
     """One per stage passed, in order."""
     last: bool
     """No batch of this portion follows."""
+    read_bytes: int = 0
+    """Stored bytes that were read for it, for progress: over a portion they add up to its size."""
 
 
 def text_bytes(documents: pa.RecordBatch) -> int:

@@ -14,6 +14,7 @@ import zstandard
 
 from pipeline.batch import EXCERPT_BYTES
 from pipeline.corpus import CorpusFile
+from pipeline.meter import Meter
 from pipeline.urls import locate
 
 COMPRESSIONS = (".gz", ".zst")
@@ -82,10 +83,12 @@ def open_corpus_file(file: CorpusFile) -> BinaryIO:
     return cast("BinaryIO", opened)
 
 
-def lines(file: CorpusFile, *, start: int, stop: int | None, max_bytes: int) -> Iterator[Line]:
+def lines(
+    file: CorpusFile, *, start: int, stop: int | None, max_bytes: int, meter: Meter | None = None
+) -> Iterator[Line]:
     """The lines whose first byte lies in [start, stop), of any file; of a compressed one all lines.
 
-    With `stop` None, up to the end of the file.
+    With `stop` None, up to the end of the file. `meter` is told what was read.
 
     Raises:
         DamagedFileError: at the end, when a compressed file is damaged; the lines before have come.
@@ -97,7 +100,7 @@ def lines(file: CorpusFile, *, start: int, stop: int | None, max_bytes: int) -> 
             start, stop = 0, None
         position = max(start - 1, 0)
         opened.seek(position)
-        found = _lines(blocks(opened, file), position, max_bytes)
+        found = _lines(blocks(opened, file, meter), position, max_bytes)
         if start:
             next(found, None)  # the rest of the line before, at the least its line feed
         for line in found:
@@ -106,19 +109,25 @@ def lines(file: CorpusFile, *, start: int, stop: int | None, max_bytes: int) -> 
             yield line
 
 
-def blocks(opened: BinaryIO, file: CorpusFile) -> Iterator[bytes]:
+def blocks(opened: BinaryIO, file: CorpusFile, meter: Meter | None = None) -> Iterator[bytes]:
     """The bytes of an opened file from where it stands, decompressed, in blocks of any size.
 
     Raises:
         DamagedFileError: the compressed stream is cut short or corrupt.
     """
     name = file.url.lower()
-    stored = iter(lambda: opened.read(_BLOCK_BYTES), b"")
+    stored = _stored(opened, meter or Meter(0))
     if name.endswith(".gz"):
         return _inflate(stored, file.bytes, lambda: zlib.decompressobj(wbits=31))
     if name.endswith(".zst"):
         return _inflate(stored, file.bytes, _zstd_frame)
     return stored
+
+
+def _stored(opened: BinaryIO, meter: Meter) -> Iterator[bytes]:
+    while block := opened.read(_BLOCK_BYTES):
+        meter.add(len(block))
+        yield block
 
 
 def _zstd_frame() -> Any:

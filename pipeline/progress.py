@@ -53,7 +53,7 @@ class _CountBatch(beam.DoFn):  # type: ignore[misc]
     def _add(self, batch: Batch) -> None:
         read = batch.counts[0] if batch.counts else None
         self.counts[0] += read.records_in if read else batch.documents.num_rows
-        self.counts[1] += read.bytes_in if read else 0
+        self.counts[1] += batch.read_bytes
         self.counts[2] += batch.rejects.num_rows
         if batch.last or time.monotonic() - self.written > WRITE_SECONDS:
             self.written = time.monotonic()

@@ -14,6 +14,7 @@ import pyarrow as pa
 from pipeline.batch import DOCUMENTS, EXCERPT_BYTES, REJECTS, Batch, Count, excerpt, text_bytes
 from pipeline.byte_range import Line
 from pipeline.corpus import Portion
+from pipeline.meter import Meter
 
 STAGE = "read"
 
@@ -52,8 +53,11 @@ def too_large(line: Line, *, what: str, max_bytes: int) -> BadRecord:
     return BadRecord("record_too_large", position, detail, size, head)
 
 
-def gather(portion: Portion, records: Iterable[Record | BadRecord]) -> Iterator[Batch]:
-    """Batches of the records of a portion, in order."""
+def gather(
+    portion: Portion, records: Iterable[Record | BadRecord], meter: Meter | None = None
+) -> Iterator[Batch]:
+    """Batches of the records of a portion, in order; `meter` knows what was read for them."""
+    meter = meter or Meter(portion.bytes)
     good: list[Record] = []
     bad: list[BadRecord] = []
     size = 0
@@ -65,9 +69,9 @@ def gather(portion: Portion, records: Iterable[Record | BadRecord]) -> Iterator[
             bad.append(record)
             size += _REJECT_BYTES
         if size >= BATCH_BYTES:
-            yield _batch(portion, good, bad, last=False)
+            yield _batch(portion, good, bad, read_bytes=meter.take(), last=False)
             good, bad, size = [], [], 0
-    yield _batch(portion, good, bad, last=True)
+    yield _batch(portion, good, bad, read_bytes=meter.take(last=True), last=True)
 
 
 def read_batch(
@@ -76,7 +80,8 @@ def read_batch(
     positions: npt.NDArray[np.int64],
     texts: pa.Array,
     bad: Sequence[BadRecord],
-    last: bool,
+    read_bytes: int = 0,
+    last: bool = False,
 ) -> Batch:
     """A batch fresh from its file; `texts` is a large_binary array."""
     source = portion.file.source
@@ -87,13 +92,22 @@ def read_batch(
     size = text_bytes(documents)
     records_in, bytes_in = len(texts) + len(bad), size + sum(record.size for record in bad)
     entry = Count(STAGE, records_in, bytes_in, len(texts), size)
-    return Batch(portion.index, documents, _rejects(source, bad), (entry,), last)
+    return Batch(portion.index, documents, _rejects(source, bad), (entry,), last, read_bytes)
 
 
-def _batch(portion: Portion, good: list[Record], bad: list[BadRecord], *, last: bool) -> Batch:
+def _batch(
+    portion: Portion,
+    good: list[Record],
+    bad: list[BadRecord],
+    *,
+    read_bytes: int,
+    last: bool,
+) -> Batch:
     positions = np.fromiter((record.position for record in good), np.int64, len(good))
     texts = pa.array([record.text for record in good], pa.large_binary())
-    return read_batch(portion, positions=positions, texts=texts, bad=bad, last=last)
+    return read_batch(
+        portion, positions=positions, texts=texts, bad=bad, read_bytes=read_bytes, last=last
+    )
 
 
 def _rejects(source: str, bad: Sequence[BadRecord]) -> pa.RecordBatch:

@@ -8,6 +8,7 @@ import orjson
 from pipeline.batch import Batch
 from pipeline.byte_range import DamagedFileError, Line, compressible, cut_bytes, lines
 from pipeline.corpus import CorpusConfig, CorpusFile, Portion
+from pipeline.meter import Meter
 from pipeline.records import BadRecord, Record, gather, too_large
 
 EXTENSIONS = compressible(".jsonl", ".json", ".ndjson")
@@ -31,16 +32,24 @@ def cut(file: CorpusFile, config: Config) -> list[tuple[int, int, int]]:
 
 def read(portion: Portion, config: Config) -> Iterator[Batch]:
     """The records whose line begins in the portion; `position` is the byte offset of the line."""
-    return gather(portion, _records(portion, config.column, config.max_record_mib << 20))
+    meter = Meter(portion.bytes)
+    found = lines(
+        portion.file,
+        start=portion.start,
+        stop=portion.stop,
+        max_bytes=config.max_record_mib << 20,
+        meter=meter,
+    )
+    return gather(portion, _records(found, config), meter)
 
 
-def _records(portion: Portion, column: str, max_bytes: int) -> Iterator[Record | BadRecord]:
-    found = lines(portion.file, start=portion.start, stop=portion.stop, max_bytes=max_bytes)
+def _records(found: Iterator[Line], config: Config) -> Iterator[Record | BadRecord]:
+    max_bytes = config.max_record_mib << 20
     try:
         for line in found:
             if line.bytes > max_bytes:
                 yield too_large(line, what="line", max_bytes=max_bytes)
-            elif (record := _parse(line, column)) is not None:
+            elif (record := _parse(line, config.column)) is not None:
                 yield record
     except DamagedFileError as error:
         position, head, size = error.line

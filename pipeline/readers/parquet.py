@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from pipeline.batch import EXCERPT_BYTES, Batch
 from pipeline.byte_range import Line, open_corpus_file
 from pipeline.corpus import CorpusConfig, CorpusFile, Portion
+from pipeline.meter import Meter
 from pipeline.records import BATCH_BYTES, BadRecord, gather, read_batch, too_large
 
 EXTENSIONS = (".parquet", ".pq")
@@ -53,15 +54,19 @@ def read(portion: Portion, config: Config) -> Iterator[Batch]:
 
     A row group that cannot be decoded is one reject, as is a file that cannot be opened.
     """
-    file = portion.file
+    file, meter = portion.file, Meter(portion.bytes)
     bad: list[BadRecord] = []
     try:
         with closing(open_corpus_file(file)) as opened, pq.ParquetFile(opened) as parquet:
             _column_index(parquet, file, config.column)
-            yield from _row_groups(portion, parquet, config)
+            groups = map(parquet.metadata.row_group, range(portion.start, portion.stop))
+            row_bytes = portion.bytes / max(1, sum(group.num_rows for group in groups))
+            for batch in _row_groups(portion, parquet, config):
+                meter.add(batch.counts[0].records_in * row_bytes)
+                yield replace(batch, read_bytes=meter.take())
     except (pa.ArrowException, OSError) as error:
         bad = [_unreadable(0, error, file.bytes)]
-    yield from gather(portion, bad)
+    yield from gather(portion, bad, meter)
 
 
 def _column_index(parquet: pq.ParquetFile, file: CorpusFile, column: str) -> int:
@@ -116,7 +121,7 @@ def _row_groups(portion: Portion, parquet: pq.ParquetFile, config: Config) -> It
             texts = pa.array([], pa.large_binary())
             bad = [_unreadable(row + done, error, size)]
             none = np.empty(0, np.int64)
-            yield read_batch(portion, positions=none, texts=texts, bad=bad, last=False)
+            yield read_batch(portion, positions=none, texts=texts, bad=bad)
         row += metadata.row_group(group).num_rows
 
 
@@ -159,7 +164,6 @@ def _slices(portion: Portion, row: int, texts: pa.Array, max_bytes: int) -> Iter
             positions=row + first + np.flatnonzero(good),
             texts=piece.filter(pa.array(good)),
             bad=bad,
-            last=False,
         )
 
 

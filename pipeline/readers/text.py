@@ -19,6 +19,7 @@ from pipeline.byte_range import (
     open_corpus_file,
 )
 from pipeline.corpus import CorpusConfig, CorpusFile, Portion
+from pipeline.meter import Meter
 from pipeline.records import BadRecord, Record, gather, too_large
 
 EXTENSIONS = compressible(".txt")
@@ -47,17 +48,17 @@ def read(portion: Portion, config: Config) -> Iterator[Batch]:
     A blank line holds nothing but white space. A block is handed on without the line feed behind
     it.
     """
-    max_bytes = config.max_record_mib << 20
+    max_bytes, meter = config.max_record_mib << 20, Meter(portion.bytes)
     if config.documents == "file":
-        return gather(portion, _whole_file(portion.file, max_bytes))
-    return gather(portion, _blocks(portion, max_bytes))
+        return gather(portion, _whole_file(portion.file, max_bytes, meter), meter)
+    return gather(portion, _blocks(portion, max_bytes, meter), meter)
 
 
-def _whole_file(file: CorpusFile, max_bytes: int) -> Iterator[Record | BadRecord]:
+def _whole_file(file: CorpusFile, max_bytes: int, meter: Meter) -> Iterator[Record | BadRecord]:
     text = Bounded(0, max_bytes)
     try:
         with closing(open_corpus_file(file)) as opened:
-            for part in blocks(opened, file):
+            for part in blocks(opened, file, meter):
                 text.add(part)
     except DamagedFileError as error:
         yield BadRecord("truncated_file", 0, str(error), file.bytes, text.line().head)
@@ -66,17 +67,16 @@ def _whole_file(file: CorpusFile, max_bytes: int) -> Iterator[Record | BadRecord
             yield _record("file", text.line(), max_bytes)
 
 
-def _blocks(portion: Portion, max_bytes: int) -> Iterator[Record | BadRecord]:
+def _blocks(portion: Portion, max_bytes: int, meter: Meter) -> Iterator[Record | BadRecord]:
     file, start, stop = portion.file, portion.start, portion.stop
     if is_compressed(file):
         start, stop = 0, sys.maxsize
     # Until the first blank line the lines are of a block of the portion before.
     inside_other = start > 0
     block = None
+    begin = _blank_line_start(file, start)
     try:
-        for line in lines(
-            file, start=_blank_line_start(file, start), stop=None, max_bytes=max_bytes
-        ):
+        for line in lines(file, start=begin, stop=None, max_bytes=max_bytes, meter=meter):
             if not line.head or line.head.isspace():
                 inside_other = False
                 if block is not None:

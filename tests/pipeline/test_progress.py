@@ -1,10 +1,13 @@
+import gzip
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from pipeline.corpus import CorpusFile, Portion
-from pipeline.progress import ProgressDisplay, _duration
+from pipeline.corpus import CorpusFile, Portion, plan_portions
+from pipeline.progress import ProgressDisplay, _CountBatch, _duration
+from pipeline.readers import jsonl
 from pipeline.work import WorkFolder
 
 
@@ -30,6 +33,27 @@ def test_counters_of_all_workers_add_up(work):
     assert line.startswith("reading: 1,500 records, 2 of 8 MB, 3 rejects, 1.0 MB/s, 0:06 left")
     display.started -= 8  # all is read, and the tokenizer is trained
     assert display.line() == "reading: 1,500 records, 2 of 8 MB, 3 rejects, 1.0 MB/s"
+
+
+def test_a_compressed_corpus_is_counted_as_it_is_stored(work, tmp_path):
+    """200 KB of text in less than 2 KB: half of the batches read half of the corpus."""
+    packed = gzip.compress(b"".join(b'{"text": "%d"}\n' % 10**99 for _ in range(2000)))
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl.gz").write_bytes(packed)
+    config = jsonl.Config(path=(str(tmp_path),))
+    portions = plan_portions(jsonl, config)
+    display = ProgressDisplay(work, portions, "reading")
+    display.total_bytes *= 10**6  # to be seen in a line of MB
+    count = _CountBatch(work)
+    count.setup()
+    for done, portion in enumerate(portions, 1):
+        for batch in jsonl.read(portion, config):
+            assert list(count.process(replace(batch, read_bytes=batch.read_bytes * 10**6)))
+        shown = f"{done * 2000:,} records, {done * len(packed):,} of {2 * len(packed):,} MB"
+        assert shown in display.line()
+    display.started -= 10
+    (work.progress / "other.json").write_text(f"[0, {-len(packed) * 10**6}, 0]")
+    assert display.line().endswith("0:10 left")
 
 
 def test_before_the_first_batch(work):
