@@ -6,15 +6,33 @@ across blocks is its own choice, since blocks follow each other in the shard wit
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from pipeline.tar import Sample, encode_npy
 
 KEY_DIGITS = 16
 """Of each document's key so many hex digits are kept as provenance."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBlocks:
+    """How the documents of a shard become samples."""
+
+    token_dtype: str
+    """uint16 or uint32."""
+    block_tokens: int
+    """Tokens in a block."""
+
+    def samples(self, shard_name: str, documents: pa.RecordBatch) -> Iterator[Sample]:
+        """The blocks of a shard from its documents, in order, as rows of `ENCODED`."""
+        tokens, starts = _stream(documents, np.dtype(self.token_dtype))
+        keys = [key.hex() for key in documents.column("key").to_pylist()]
+        return cut_blocks(shard_name, tokens, starts, keys, block_tokens=self.block_tokens)
 
 
 def cut_blocks(
@@ -47,3 +65,14 @@ def cut_blocks(
 def _render(keys: list[str], tokens: int) -> bytes:
     content = {"documents": [key[:KEY_DIGITS] for key in keys], "tokens": tokens}
     return json.dumps(content, separators=(",", ":")).encode()
+
+
+def _stream(
+    documents: pa.RecordBatch, dtype: np.dtype[Any]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """All tokens, one document after another, and where each document starts."""
+    column = documents.column("payload")
+    offsets = np.frombuffer(column.buffers()[1], np.int64)
+    offsets = offsets[column.offset : column.offset + len(column) + 1]
+    content = memoryview(column.buffers()[2])[offsets[0] : offsets[-1]]
+    return np.frombuffer(content, dtype), (offsets[:-1] - offsets[0]) // dtype.itemsize

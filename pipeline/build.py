@@ -14,6 +14,7 @@ from pathlib import Path
 import apache_beam as beam
 import numpy as np
 
+from pipeline.blocks import TokenBlocks
 from pipeline.config import LOCAL, PipelineConfig, byte_config
 from pipeline.corpus import Portion, plan_portions
 from pipeline.decide import Terms, decide
@@ -130,8 +131,7 @@ def _settle(
         config_hash=hash_config(byte_config(config)),
     )
     settings = ShardSettings(
-        token_dtype=dtype.name,
-        block_tokens=config.shards.block_tokens,
+        cutter=TokenBlocks(dtype.name, config.shards.block_tokens),
         chunk_bytes=int(config.shards.chunk_mib * 2**20),
         deduplicate=config.deduplicate,
         split_seed=config.split.seed,

@@ -4,9 +4,9 @@ Sorted by shuffle hash, key and origin; of equal keys, which are neighbours then
 A shard is finished when its row file is written, and is not written again by a rerun.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Protocol
 
 import apache_beam as beam
 import numpy as np
@@ -14,7 +14,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.batch import REJECTS, concat
-from pipeline.blocks import cut_blocks
 from pipeline.hashes import key_halves
 from pipeline.key import REASON as DUPLICATE
 from pipeline.key import STAGE as DEDUPLICATE
@@ -23,18 +22,24 @@ from pipeline.plan import PlannedShard
 from pipeline.rejects import Tally, tally, tally_from_row, tally_row, write_rejects
 from pipeline.shuffle import Grouped
 from pipeline.split import VALIDATION, validation_mask
-from pipeline.tar import index_path, write_shard
+from pipeline.tar import Sample, index_path, write_shard
 from pipeline.work import WorkFolder, read_json, write_json
+
+
+class SampleCutter(Protocol):
+    """What makes samples of the documents of a shard; one for each kind."""
+
+    def samples(self, shard_name: str, documents: pa.RecordBatch) -> Iterator[Sample]:
+        """The samples of a shard from its documents, in order, as rows of `ENCODED`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class ShardSettings:
     """What decides the bytes of a shard, beside its documents."""
 
-    token_dtype: str
-    """uint16 or uint32."""
-    block_tokens: int
-    """Tokens in a block."""
+    cutter: SampleCutter
+    """What makes samples of documents."""
     chunk_bytes: int
     """Size of a chunk, bytes."""
     deduplicate: bool
@@ -58,7 +63,7 @@ class ShardRow:
     text_bytes: int
     """Bytes of their text."""
     lengths: tuple[int, ...]
-    """Documents of 2^i to 2^(i+1) - 1 tokens, by i."""
+    """Documents of 2^i to 2^(i+1) - 1 in weight, by i."""
     duplicates: tuple[Tally, ...]
     """Rejects of deduplication."""
 
@@ -172,11 +177,9 @@ def _write(
     if settings.deduplicate:
         kept, rejects = _drop_duplicates(documents)
     write_rejects(work.rejects, shard_member(planned.name), rejects)
-    tokens, starts = _stream(kept, np.dtype(settings.token_dtype))
-    keys = [key.hex() for key in kept.column("key").to_pylist()]
     shard = write_shard(
         work.shards / f"{planned.name}.tar",
-        cut_blocks(planned.name, tokens, starts, keys, block_tokens=settings.block_tokens),
+        settings.cutter.samples(planned.name, kept),
         chunk_bytes=settings.chunk_bytes,
     )
     return ShardRow(
@@ -185,7 +188,7 @@ def _write(
         shard=shard,
         documents=kept.num_rows,
         text_bytes=int(np.asarray(kept.column("bytes")).sum()),
-        lengths=_length_histogram(np.diff(starts, append=len(tokens))),
+        lengths=_weight_histogram(np.asarray(kept.column("weight"))),
         duplicates=tuple(tally(rejects)),
     )
 
@@ -217,16 +220,5 @@ def _drop_duplicates(documents: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.Reco
     return kept, pa.RecordBatch.from_arrays(columns, schema=REJECTS)
 
 
-def _stream(
-    documents: pa.RecordBatch, dtype: np.dtype[Any]
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """All tokens, one document after another, and where each document starts."""
-    column = documents.column("payload")
-    offsets = np.frombuffer(column.buffers()[1], np.int64)
-    offsets = offsets[column.offset : column.offset + len(column) + 1]
-    content = memoryview(column.buffers()[2])[offsets[0] : offsets[-1]]
-    return np.frombuffer(content, dtype), (offsets[:-1] - offsets[0]) // dtype.itemsize
-
-
-def _length_histogram(lengths: npt.NDArray[np.int64]) -> tuple[int, ...]:
-    return tuple(np.bincount(np.log2(lengths).astype(np.int64)).tolist())
+def _weight_histogram(weight: npt.NDArray[np.int64]) -> tuple[int, ...]:
+    return tuple(np.bincount(np.log2(weight).astype(np.int64)).tolist())

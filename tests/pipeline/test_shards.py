@@ -8,12 +8,13 @@ import pytest
 import webdataset
 
 from pipeline.batch import ENCODED
+from pipeline.blocks import TokenBlocks
 from pipeline.plan import PlannedShard
 from pipeline.shards import ShardSettings, finished_row, write_planned
 from pipeline.work import WorkFolder
 
 SETTINGS = ShardSettings(
-    token_dtype="uint16", block_tokens=4, chunk_bytes=4096, deduplicate=True, split_seed=0
+    cutter=TokenBlocks("uint16", 4), chunk_bytes=4096, deduplicate=True, split_seed=0
 )
 PLANNED = PlannedShard(
     name="train-000002", split="train", first=0, stop=4096, weight=9, split_threshold=0,
@@ -80,7 +81,7 @@ def test_order_duplicates_and_blocks(work, pieces):
 
 def test_without_deduplication_copies_stay_side_by_side(work):
     keeping = ShardSettings(
-        token_dtype="uint16", block_tokens=99, chunk_bytes=4096, deduplicate=False, split_seed=0
+        cutter=TokenBlocks("uint16", 99), chunk_bytes=4096, deduplicate=False, split_seed=0
     )
     write_planned((PLANNED, PIECES), work=work, settings=keeping)
     assert tokens_of(work) == [[5, 0, 4, 4, 4, 4, 0, 2, 2, 0, 1, 0, 3, 0]]
