@@ -34,6 +34,8 @@ class ConfigError(ValueError):
 def load(schema: type[Schema], path: str | Path | None, overrides: Sequence[str] = ()) -> Schema:
     """Merge defaults, the YAML file at `path` and `key=value` overrides into a `schema`.
 
+    A schema with a classmethod `variant` chooses one of its subclasses by the merged tree.
+
     Raises:
         ConfigError: unknown key, wrong type, missing value, unknown plugin, or a failed check.
     """
@@ -43,7 +45,8 @@ def load(schema: type[Schema], path: str | Path | None, overrides: Sequence[str]
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error, "")) from None
     texts = dict(override.split("=", 1) for override in overrides)
-    return cast("Schema", _build(schema, tree, "", texts))
+    choose = getattr(schema, "variant", None)
+    return cast("Schema", _build(choose(tree) if choose else schema, tree, "", texts))
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -5,16 +5,29 @@ import dataclasses
 import inspect
 import textwrap
 import types
+from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from configs.plugins import plugin_config, plugin_names
 
 
 def describe(schema: type[Any], prefix: str = "") -> str:
-    """Each field as `key: type = default` and what it is; sections and plugins in order."""
+    """Each field as `key: type = default` and what it is; sections and plugins in order.
+
+    The fields that a variant of the schema has of its own follow under its name.
+    """
+    parts = [_describe(schema, dataclasses.fields(schema), prefix)]
+    common = {(field.name, field.type) for field in dataclasses.fields(schema)}
+    for name, variant in schema.variants().items() if hasattr(schema, "variants") else ():
+        own = [one for one in dataclasses.fields(variant) if (one.name, one.type) not in common]
+        parts.append(f"\nOf kind {name} alone:\n{_describe(variant, own, prefix)}")
+    return "\n".join(parts)
+
+
+def _describe(schema: type[Any], fields: Sequence[dataclasses.Field[Any]], prefix: str) -> str:
     docs = field_docs(schema)
     lines: list[str] = []
-    for field in dataclasses.fields(schema):
+    for field in fields:
         key = f"{prefix}{field.name}"
         if "plugin" in field.metadata:
             lines.extend(_describe_plugins(field, key, docs))

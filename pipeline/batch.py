@@ -35,9 +35,6 @@ DOCUMENTS = pa.schema(
         ("text", pa.large_binary()),  # raw bytes behind the reader, valid UTF-8 behind normalise
     ]
 )
-CONTENT = 2
-"""The column of text, or of encoded images, in the schema of each kind."""
-
 REJECTS = pa.schema(
     [
         ("stage", pa.string()),
@@ -103,8 +100,8 @@ def text_bytes(documents: pa.RecordBatch) -> int:
 
 
 def text_buffers(documents: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """The content column without a copy: n + 1 offsets, and the bytes that they point into."""
-    column = documents.column(CONTENT)
+    """The text, or the images, without a copy: n + 1 offsets and the bytes they point into."""
+    column = documents.column("text" if "text" in documents.schema.names else "image")
     _, offsets, values = column.buffers()
     # Without a document the offsets may be absent, without text the bytes.
     ends = np.frombuffer(offsets if len(column) else bytes(8), np.int64)

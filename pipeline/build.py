@@ -12,16 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import apache_beam as beam
-import numpy as np
 
-from pipeline.blocks import TokenBlocks
-from pipeline.config import LOCAL, PipelineConfig, byte_config
+from pipeline import text
+from pipeline.config import LOCAL, PipelineConfig, TextPipelineConfig, byte_config
 from pipeline.corpus import Portion, plan_portions
 from pipeline.decide import Terms, decide
-from pipeline.encoder import token_dtype
 from pipeline.fingerprints import portion_fingerprints, request_fingerprint
+from pipeline.kind import Kind
 from pipeline.lock import DatasetLock
-from pipeline.manifest import Tokenizer, hash_config
+from pipeline.manifest import hash_config
 from pipeline.plan import partition_bits
 from pipeline.portions import place, read_record, spills_are_whole
 from pipeline.progress import ProgressDisplay
@@ -29,8 +28,7 @@ from pipeline.publish import Building, already_published, publish
 from pipeline.runner import Engine, StageError, run_beam, uses_local_runner
 from pipeline.shards import ShardSettings
 from pipeline.space import check_free_space, full_disk_advice
-from pipeline.stages import BuildShards, ReadDocuments, spread_order
-from pipeline.tokenizer_pass import make_tokenizer
+from pipeline.stages import BuildShards, spread_order
 from pipeline.work import FOLDER, WorkFolder
 
 WORKER_BYTES = 32 * 2**20
@@ -65,7 +63,7 @@ def build(config: PipelineConfig, flags: Sequence[str] = (), *, spills: bool | N
             return dataset_dir
         work = WorkFolder(str(dataset_dir / FOLDER))
         work.create()
-        check_free_space(dataset_dir, portions, characters=config.tokenizer.kind == "characters")
+        check_free_space(dataset_dir, portions, growth=config.growth)
         try:
             building = _build_shards(config, portions, engine, work)
         except StageError as error:
@@ -93,32 +91,37 @@ def sensible_workers(portions: Sequence[Portion]) -> int:
 def _build_shards(
     config: PipelineConfig, portions: list[Portion], engine: Engine, work: WorkFolder
 ) -> Building:
-    """Tokenizer, then all shards finished in the work folder."""
-    with ProgressDisplay(work, portions, "making the tokenizer"):
-        text, tokenizer = make_tokenizer(config, portions, engine, work)
-    terms, settings = _settle(config, portions, tokenizer, work)
-    fingerprints = portion_fingerprints(config, portions, terms.placement, tokenizer.sha256)
+    """What the kind needs first, then all shards finished in the work folder."""
+    kind = _prepare(config, portions, engine, work)
+    terms, settings = _settle(config, portions, kind, work)
+    fingerprints = portion_fingerprints(config, portions, terms.placement, kind.fingerprint)
     unfinished = _unfinished(portions, fingerprints, work, spills=engine.spills)
     ordered = spread_order(unfinished, engine.num_workers)
 
     def construct(pipeline: beam.Pipeline) -> None:
         _ = (
             pipeline
-            | "ReadDocuments" >> ReadDocuments(config, ordered, work)
-            | "BuildShards"
-            >> BuildShards(config, text, fingerprints, terms, settings, engine.spills)
+            | "EncodedDocuments" >> kind.encoded(ordered, work)
+            | "BuildShards" >> BuildShards(fingerprints, terms, settings, engine.spills)
         )
 
     with ProgressDisplay(work, unfinished, "reading"):
         run_beam(construct, engine, work.error_log)
-    return Building(config, portions, work, text, tokenizer, decide(terms))
+    return Building(config, portions, work, kind, decide(terms))
+
+
+def _prepare(
+    config: PipelineConfig, portions: Sequence[Portion], engine: Engine, work: WorkFolder
+) -> Kind:
+    if isinstance(config, TextPipelineConfig):
+        return text.prepare(config, portions, engine, work)
+    raise AssertionError(f"no build of kind {config.kind}")
 
 
 def _settle(
-    config: PipelineConfig, portions: Sequence[Portion], tokenizer: Tokenizer, work: WorkFolder
+    config: PipelineConfig, portions: Sequence[Portion], kind: Kind, work: WorkFolder
 ) -> tuple[Terms, ShardSettings]:
     """The numbers that decide places and bytes."""
-    dtype = np.dtype(token_dtype(tokenizer.vocab_size))
     target_bytes = int(config.shards.target_mib * 2**20)
     bits = partition_bits(sum(portion.bytes for portion in portions), target_bytes)
     terms = Terms(
@@ -126,12 +129,12 @@ def _settle(
         placement=place(config.split, shuffle_seed=config.shuffle_seed, partition_bits=bits),
         num_portions=len(portions),
         corpus_bytes=sum({file.url: file.bytes for one in portions for file in one.files}.values()),
-        target_weight=max(1, target_bytes // dtype.itemsize),
+        target_weight=kind.target_weight(target_bytes),
         max_bad_fraction=config.max_bad_fraction,
         config_hash=hash_config(byte_config(config)),
     )
     settings = ShardSettings(
-        cutter=TokenBlocks(dtype.name, config.shards.block_tokens),
+        cutter=kind.cutter,
         chunk_bytes=int(config.shards.chunk_mib * 2**20),
         deduplicate=config.deduplicate,
         split_seed=config.split.seed,

@@ -1,11 +1,12 @@
 """The config of a build: everything that `python -m pipeline CONFIG` can be told."""
 
+import importlib
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
 from configs import to_dict
-from configs.plugins import Plugin, plugin
+from configs.plugins import Plugin, plugin, plugin_names
 from pipeline.normalise import Config as NormaliseConfig
 from pipeline.quality import Config as GopherConfig
 from pipeline.split import SplitConfig
@@ -20,16 +21,23 @@ class ShardsConfig:
     """How the dataset is cut into files."""
 
     target_mib: float = 256.0
-    """Wished size of a shard, MiB of tokens; a worker holds about three times this in memory."""
-    block_tokens: int = 262_144
-    """Tokens in a block, the sample of a shard; a sequence may be longer or shorter."""
+    """Wished size of a shard, MiB; a worker holds about three times this in memory."""
     chunk_mib: float = 8.0
     """Wished size of a chunk, the unit in which training reads and shuffles, MiB."""
 
     def __post_init__(self) -> None:
-        for name in ("target_mib", "block_tokens", "chunk_mib"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: {getattr(self, name)}; a number above 0 is allowed")
+        for one in fields(self):
+            if not 0 < getattr(self, one.name) < math.inf:
+                found = getattr(self, one.name)
+                raise ValueError(f"{one.name}: {found}; a number above 0 is allowed")
+
+
+@dataclass(frozen=True)
+class TextShardsConfig(ShardsConfig):
+    """How tokens are cut into files."""
+
+    block_tokens: int = 262_144
+    """Tokens in a block, the sample of a shard; a sequence may be longer or shorter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,22 +50,21 @@ class QualityConfig(GopherConfig):
 
 @dataclass(frozen=True)
 class PipelineConfig:
-    """From a corpus to a dataset."""
+    """From a corpus to a dataset: what builds of every kind are told."""
+
+    kind: ClassVar[str]
+    """Of the samples: text or image."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Distributions in whose hands the bytes are, beside those of every build."""
 
     dataset_dir: str
     """Local folder of the dataset; made if it does not exist."""
     corpus: Plugin = plugin("pipeline.readers", selector="format")
-    """What is read."""
-    normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
-    """How text is cleaned."""
-    quality: QualityConfig = field(default_factory=QualityConfig)
-    """Which documents are good enough: the Gopher rules."""
+    """What is read; its format decides whether the dataset is of text or of images."""
     deduplicate: bool = True
-    """Keep one of documents whose normalised text is equal."""
+    """Keep one of records whose content is equal: normalised text, or an image and its caption."""
     split: SplitConfig = field(default_factory=SplitConfig)
     """Which documents are kept for validation."""
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    """What makes tokens of text."""
     shuffle_seed: int = 0
     """Another seed gives another order of documents."""
     shards: ShardsConfig = field(default_factory=ShardsConfig)
@@ -79,6 +86,66 @@ class PipelineConfig:
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction: {self.max_bad_fraction}; 0 to 1 are allowed")
 
+    @property
+    def growth(self) -> float:
+        """Bytes written for a byte read, at most, about: in spill files and in shards."""
+        return 2.0
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """Files that decide bytes beside those of the corpus."""
+        return ()
+
+    @classmethod
+    def variants(cls) -> "dict[str, type[PipelineConfig]]":
+        """The schema of each kind."""
+        return {"text": TextPipelineConfig, "image": image_config()}
+
+    @classmethod
+    def variant(cls, tree: dict[str, Any]) -> "type[PipelineConfig]":
+        """The schema for a config, by the format of its corpus."""
+        corpus = tree.get("corpus")
+        name = str(corpus.get("format")) if isinstance(corpus, dict) else ""
+        known = name in plugin_names("pipeline.readers")
+        kind = importlib.import_module(f"pipeline.readers.{name}").KIND if known else "text"
+        return cls.variants()[kind]
+
+
+@dataclass(frozen=True)
+class TextPipelineConfig(PipelineConfig):
+    """From a corpus of text to token blocks."""
+
+    kind: ClassVar[str] = "text"
+    """Token blocks."""
+    libraries: ClassVar[tuple[str, ...]] = ("fastokens", "tokenizers")
+    """What makes tokens."""
+
+    normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
+    """How text is cleaned."""
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    """Which documents are good enough: the Gopher rules."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """What makes tokens of text."""
+    shards: TextShardsConfig = field(default_factory=TextShardsConfig)
+    """How the dataset is cut into files."""
+
+    @property
+    def growth(self) -> float:
+        """Tokens twice: two bytes for 4.5 of text, or four bytes for a character at the worst."""
+        return 4.0 if self.tokenizer.kind == "characters" else 0.9
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """The tokenizer, where it is loaded."""
+        return (self.tokenizer.path,) if self.tokenizer.path else ()
+
+
+def image_config() -> type[PipelineConfig]:
+    """The schema of image builds, imported when it is asked for: a text build needs no Pillow."""
+    from pipeline.images.config import ImagePipelineConfig
+
+    return ImagePipelineConfig
+
 
 def byte_config(config: PipelineConfig) -> dict[str, Any]:
     """The part of a config that decides the bytes of the dataset.
@@ -89,5 +156,5 @@ def byte_config(config: PipelineConfig) -> dict[str, Any]:
     for key in ("dataset_dir", "num_workers", "max_bad_fraction"):
         del tree[key]
     del tree["corpus"]["path"]
-    del tree["tokenizer"]["path"]
+    tree.get("tokenizer", {}).pop("path", None)
     return tree

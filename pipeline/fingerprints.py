@@ -16,20 +16,21 @@ from pipeline.urls import locate
 STAGES_VERSION = 3
 """Raised when a stage makes other bytes of the same input."""
 
-LIBRARIES = ("fastokens", "numpy", "orjson", "pyarrow", "tokenizers", "xxhash")
-"""Libraries in whose hands the bytes are."""
+LIBRARIES = ("numpy", "orjson", "pyarrow", "xxhash")
+"""Libraries in whose hands the bytes of every build are."""
 
 
-def library_versions() -> dict[str, str]:
+def library_versions(config: PipelineConfig) -> dict[str, str]:
     """Versions of what decides bytes."""
-    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    names = sorted([*LIBRARIES, *config.libraries])
+    versions = {name: importlib.metadata.version(name) for name in names}
     return {"stages": str(STAGES_VERSION), "unicode": unicodedata.unidata_version, **versions}
 
 
 def request_fingerprint(config: PipelineConfig, portions: Sequence[Portion]) -> str:
     """Of what a build was asked for: config, corpus, libraries."""
-    tokenizer = config.tokenizer.path and _file_version(config.tokenizer.path)
-    return _hash([byte_config(config), library_versions(), tokenizer, _rows(portions)])
+    resources = [_file_version(path) for path in config.resources]
+    return _hash([byte_config(config), library_versions(config), resources, _rows(portions)])
 
 
 def portion_fingerprints(
@@ -38,7 +39,7 @@ def portion_fingerprints(
     """Of everything that decides the encoded documents of each portion, by index."""
     common = byte_config(config)
     del common["shards"]
-    shared = _hash([common, library_versions(), dataclasses.asdict(placement), tokenizer])
+    shared = _hash([common, library_versions(config), dataclasses.asdict(placement), tokenizer])
     return {
         portion.index: _hash([shared, row])
         for portion, row in zip(portions, _rows(portions), strict=True)
@@ -50,7 +51,7 @@ def reading_fingerprint(config: PipelineConfig, portions: Sequence[Portion]) -> 
     common = byte_config(config)
     for key in ("shards", "split"):
         del common[key]
-    return _hash([common, library_versions(), _rows(portions)])
+    return _hash([common, library_versions(config), _rows(portions)])
 
 
 def _rows(portions: Sequence[Portion]) -> list[Any]:

@@ -16,11 +16,11 @@ from pipeline.corpus import Portion
 from pipeline.decide import Decision
 from pipeline.fingerprints import library_versions
 from pipeline.index import write_sidecars
+from pipeline.kind import Kind
 from pipeline.lock import FILE_NAME as LOCK
 from pipeline.manifest import (
     FILE_NAME,
     Manifest,
-    Tokenizer,
     hash_config,
     read_manifest,
     write_manifest,
@@ -31,7 +31,6 @@ from pipeline.report import REPORT, build_report, print_report, write_report
 from pipeline.shards import ShardRow, finished_row, shard_member
 from pipeline.split import SPLITS
 from pipeline.tar import index_path
-from pipeline.tokenizer import write_tokenizer
 from pipeline.work import FOLDER, WorkFolder, is_work_folder, read_json, write_atomic
 
 
@@ -42,8 +41,7 @@ class Building:
     config: PipelineConfig
     portions: list[Portion]
     work: WorkFolder
-    tokenizer_text: str
-    tokenizer: Tokenizer
+    kind: Kind
     decision: Decision
     request: str = ""
     """Fingerprint of what was asked for."""
@@ -109,12 +107,11 @@ def _rows(building: Building) -> list[ShardRow]:
 def _manifest(building: Building, rows: list[ShardRow]) -> Manifest:
     splits = {split: tuple(row.shard for row in rows if row.split == split) for split in SPLITS}
     return Manifest(
-        kind="text",
+        kind=building.config.kind,
         splits={split: shards for split, shards in splits.items() if shards},
         config=byte_config(building.config),
-        libraries=library_versions(),
-        tokenizer=building.tokenizer,
-        token_dtype="uint16" if building.tokenizer.vocab_size <= 2**16 else "uint32",
+        libraries=library_versions(building.config),
+        **building.kind.manifest_fields(building.decision),
     )
 
 
@@ -122,7 +119,7 @@ def _write_beside(
     building: Building, rows: list[ShardRow], manifest: Manifest, staged: Path
 ) -> None:
     """Everything but the shards and the manifest."""
-    write_tokenizer(building.tokenizer_text, staged / "tokenizer.json")
+    building.kind.write_beside(staged)
     write_atomic(staged / "config.yaml", to_yaml(building.config).encode())
     members = [portion_member(portion.index) for portion in building.portions]
     members += [shard_member(planned.name) for planned in building.decision.plan.shards]

@@ -10,10 +10,6 @@ from pipeline.work import FOLDER
 
 _LOG = logging.getLogger(__name__)
 
-BYTES_PER_BYTE = 0.9
-"""Tokens of a byte of text, twice: two bytes for 4.5 of text, in spill files and in shards."""
-BYTES_PER_CHARACTER = 4.0
-"""The same where each character is a token."""
 COMPRESSION = 3.0
 """What compressed text grows by, about."""
 PROBABLE = 0.5
@@ -23,18 +19,18 @@ markup around the text any share of it, so nothing is certain before it is read.
 _COMPRESSED = (".gz", ".zst", ".parquet", ".pq", ".bz2", ".xz")
 
 
-def estimate_bytes(portions: Sequence[Portion], *, characters: bool) -> int:
+def estimate_bytes(portions: Sequence[Portion], *, growth: float) -> int:
     """What a build will write, at its largest, about."""
-    text = sum(
+    stored = sum(
         portion.bytes * (COMPRESSION if portion.file.url.endswith(_COMPRESSED) else 1)
         for portion in portions
     )
-    return int(text * (BYTES_PER_CHARACTER if characters else BYTES_PER_BYTE))
+    return int(stored * growth)
 
 
-def check_free_space(dataset_dir: Path, portions: Sequence[Portion], *, characters: bool) -> None:
+def check_free_space(dataset_dir: Path, portions: Sequence[Portion], *, growth: float) -> None:
     """Warn where a disk is probably too small; one that runs full keeps what is finished."""
-    needed = int(estimate_bytes(portions, characters=characters) * PROBABLE)
+    needed = int(estimate_bytes(portions, growth=growth) * PROBABLE)
     held = sum(path.stat().st_size for path in (dataset_dir / FOLDER).rglob("*") if path.is_file())
     free = shutil.disk_usage(dataset_dir).free
     if free + held < needed:

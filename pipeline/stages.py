@@ -6,7 +6,7 @@ from functools import partial
 
 import apache_beam as beam
 
-from pipeline.config import PipelineConfig
+from pipeline.config import TextPipelineConfig
 from pipeline.corpus import Portion
 from pipeline.decide import Terms, make_plan
 from pipeline.encode import EncodeDocuments
@@ -24,7 +24,7 @@ from pipeline.work import WorkFolder
 class ReadDocuments(beam.PTransform):  # type: ignore[misc]
     """Nothing -> batches of clean, filtered documents with keys."""
 
-    config: PipelineConfig
+    config: TextPipelineConfig
     """Of the build."""
     portions: Sequence[Portion]
     """What to read, in the order of `spread_order`."""
@@ -52,13 +52,32 @@ class ReadDocuments(beam.PTransform):  # type: ignore[misc]
 
 
 @dataclass
-class BuildShards(beam.PTransform):  # type: ignore[misc]
-    """Batches of documents with keys -> names of finished shards in the work folder."""
+class EncodedDocuments(beam.PTransform):  # type: ignore[misc]
+    """Nothing -> batches of encoded documents, rows of `ENCODED`."""
 
-    config: PipelineConfig
+    config: TextPipelineConfig
+    """Of the build."""
+    portions: Sequence[Portion]
+    """What to read, in the order of `spread_order`."""
+    work: WorkFolder
     """Of the build."""
     tokenizer: str
     """Text of tokenizer.json."""
+
+    def expand(self, start: beam.pvalue.PBegin) -> beam.PCollection:
+        named = self.config.tokenizer
+        return (
+            start
+            | "ReadDocuments" >> ReadDocuments(self.config, self.portions, self.work)
+            | "EncodeDocuments"
+            >> EncodeDocuments(self.tokenizer, named.end_of_document, named.engine)
+        )
+
+
+@dataclass
+class BuildShards(beam.PTransform):  # type: ignore[misc]
+    """Batches of encoded documents -> names of finished shards in the work folder."""
+
     fingerprints: dict[int, str]
     """Of each portion, by index."""
     terms: Terms
@@ -69,11 +88,8 @@ class BuildShards(beam.PTransform):  # type: ignore[misc]
     """Payload through spill files instead of Beam's GroupByKey."""
 
     def expand(self, documents: beam.PCollection) -> beam.PCollection:
-        named = self.config.tokenizer
         return (
             documents
-            | "EncodeDocuments"
-            >> EncodeDocuments(self.tokenizer, named.end_of_document, named.engine)
             | "GroupByShard"
             >> GroupByShard(
                 work=self.terms.work,

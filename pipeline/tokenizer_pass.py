@@ -9,7 +9,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 from pipeline import normalise
-from pipeline.config import PipelineConfig
+from pipeline.config import TextPipelineConfig
 from pipeline.corpus import Portion
 from pipeline.encoder import check_encoder, load_encoder
 from pipeline.fingerprints import reading_fingerprint
@@ -35,7 +35,7 @@ CHECKED_DOCUMENTS = 100
 
 
 def make_tokenizer(
-    config: PipelineConfig, portions: Sequence[Portion], engine: Engine, work: WorkFolder
+    config: TextPipelineConfig, portions: Sequence[Portion], engine: Engine, work: WorkFolder
 ) -> tuple[str, Tokenizer]:
     """The text of tokenizer.json and its row of the manifest.
 
@@ -65,7 +65,7 @@ def make_tokenizer(
 
 
 def _from_corpus(
-    config: PipelineConfig, portions: Sequence[Portion], engine: Engine, work: WorkFolder
+    config: TextPipelineConfig, portions: Sequence[Portion], engine: Engine, work: WorkFolder
 ) -> str:
     """Read the corpus for a sample or its characters, and make the tokenizer in this process."""
     named = config.tokenizer
@@ -88,7 +88,7 @@ def _from_corpus(
 
 
 def _read(
-    config: PipelineConfig,
+    config: TextPipelineConfig,
     portions: Sequence[Portion],
     collect: beam.PTransform,
     engine: Engine,
@@ -123,7 +123,7 @@ def _keep(tree: Any, path: str) -> None:
     write_json(Path(path), tree)
 
 
-def _first_documents(config: PipelineConfig, portions: Sequence[Portion]) -> Iterator[str]:
+def _first_documents(config: TextPipelineConfig, portions: Sequence[Portion]) -> Iterator[str]:
     """Clean text from the beginning of the largest portion."""
     largest = max(portions, key=lambda portion: portion.bytes)
     read = read_portion(largest, format=config.corpus.name, config=config.corpus.config)

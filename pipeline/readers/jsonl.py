@@ -11,6 +11,7 @@ from pipeline.corpus import CorpusConfig, CorpusFile, Portion
 from pipeline.meter import Meter
 from pipeline.records import BadRecord, Record, gather, too_large
 
+KIND = "text"
 EXTENSIONS = compressible(".jsonl", ".json", ".ndjson")
 
 _BOM = b"\xef\xbb\xbf"

@@ -16,6 +16,7 @@ from pipeline.corpus import CorpusConfig, CorpusFile, Portion
 from pipeline.meter import Meter
 from pipeline.records import BATCH_BYTES, BadRecord, gather, read_batch, too_large
 
+KIND = "text"
 EXTENSIONS = (".parquet", ".pq")
 
 _ROWS_AT_A_TIME = 1024

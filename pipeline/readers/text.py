@@ -22,6 +22,7 @@ from pipeline.corpus import CorpusConfig, CorpusFile, Portion
 from pipeline.meter import Meter
 from pipeline.records import BadRecord, Record, gather, too_large
 
+KIND = "text"
 EXTENSIONS = compressible(".txt")
 
 _LOOK_BACK_BYTES = 4096

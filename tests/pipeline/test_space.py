@@ -12,17 +12,17 @@ def portions(name, size):
 
 
 def test_estimates():
-    assert estimate_bytes(portions("a.jsonl", 1000), characters=False) == 900
-    assert estimate_bytes(portions("a.jsonl", 1000), characters=True) == 4000
-    assert estimate_bytes(portions("a.jsonl.gz", 1000), characters=False) == 2700
+    assert estimate_bytes(portions("a.jsonl", 1000), growth=0.9) == 900
+    assert estimate_bytes(portions("a.jsonl", 1000), growth=4.0) == 4000
+    assert estimate_bytes(portions("a.jsonl.gz", 1000), growth=0.9) == 2700
 
 
 def test_a_disk_probably_too_small_is_warned_of(tmp_path, monkeypatch, caplog):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(0, 0, 2**30))
-    check_free_space(tmp_path, portions("a.jsonl", 2 * 2**30), characters=False)
+    check_free_space(tmp_path, portions("a.jsonl", 2 * 2**30), growth=0.9)
     assert not caplog.messages
-    check_free_space(tmp_path, portions("a.jsonl", 3 * 2**30), characters=False)
+    check_free_space(tmp_path, portions("a.jsonl", 3 * 2**30), growth=0.9)
     expected = "1.00 GiB are free on its disk, the build probably needs 1.35 GiB or more"
     assert caplog.messages == [f"{tmp_path}: {expected}"]
 
@@ -32,7 +32,7 @@ def test_what_a_killed_build_wrote_counts_as_free(tmp_path, monkeypatch, caplog)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(0, 0, 10))
     (tmp_path / ".work").mkdir()
     (tmp_path / ".work" / "spill").write_bytes(bytes(500))
-    check_free_space(tmp_path, portions("a.jsonl", 1000), characters=False)
+    check_free_space(tmp_path, portions("a.jsonl", 1000), growth=0.9)
     assert not caplog.messages
 
 
