@@ -1,0 +1,45 @@
+"""What a build of one kind of samples, text or images, does in its own way.
+
+The driver, the shuffle, the plan, the shards and the publication know no more of a kind than this.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import apache_beam as beam
+
+from pipeline.corpus import Portion
+from pipeline.decide import Decision
+from pipeline.shards import SampleCutter
+from pipeline.work import WorkFolder
+
+
+class Kind(Protocol):
+    """A prepared build of one kind."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what the samples depend on beside config and corpus: the tokenizer, say."""
+        ...
+
+    @property
+    def cutter(self) -> SampleCutter:
+        """What makes samples of the documents of a shard."""
+        ...
+
+    def target_weight(self, target_bytes: int) -> int:
+        """The weight of a shard of a wished size."""
+        ...
+
+    def encoded(self, portions: Sequence[Portion], work: WorkFolder) -> beam.PTransform:
+        """Nothing -> batches of rows of `ENCODED`, of all portions."""
+        ...
+
+    def manifest_fields(self, decision: Decision) -> dict[str, Any]:
+        """What the manifest says of this kind."""
+        ...
+
+    def write_beside(self, folder: Path) -> None:
+        """Write what lies beside the shards of this kind."""
+        ...
