@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 import configs
 from pipeline.manifest import Manifest
@@ -20,6 +19,7 @@ from training.data.config import open_tokens
 from training.data.loader import EvaluationBatches, Loader
 from training.data.shards import load_manifest
 from training.engine import Engine
+from training.events import EventFile
 from training.hooks.checkpoints import CheckpointHook
 from training.hooks.evaluation import EvaluationHook
 from training.hooks.metrics import MetricsHook
@@ -161,24 +161,23 @@ def build_trainer(
 
 def _build_hooks(config: TrainingConfig, run: Run, engine: Engine, state: RunState) -> list[Hook]:
     """In their order: a checkpoint comes last, so that it never claims what was not logged."""
-    writer = None
+    events = None
     if distributed.is_rank_zero():
-        # TensorBoard drops what a killed run has written of the steps to come.
-        writer = SummaryWriter(str(run.dir), purge_step=state.step + 1)
+        events = EventFile(run.dir, first_step=state.step + 1)
     metrics = MetricsHook(
         run.dir,
-        writer,
+        events,
         every_steps=config.logging.every_steps,
         global_batch_size=config.batch.global_batch_size,
         tokens_per_sample=config.data.sequence_length,
     )
     hooks: list[Hook] = [metrics]
     if config.evaluation.every_steps:
-        hooks.append(_build_evaluation(config, run, engine, writer))
+        hooks.append(_build_evaluation(config, run, engine, events))
     if config.samples.every_steps:
         codec = load_codec(config.data.dataset_dir)
         context = config.data.sequence_length
-        hooks.append(SamplesHook(engine, codec, writer, config.samples, context=context))
+        hooks.append(SamplesHook(engine, codec, events, config.samples, context=context))
     hooks.append(
         CheckpointHook(
             run.dir / "checkpoints",
@@ -193,7 +192,7 @@ def _build_hooks(config: TrainingConfig, run: Run, engine: Engine, state: RunSta
 
 
 def _build_evaluation(
-    config: TrainingConfig, run: Run, engine: Engine, writer: SummaryWriter | None
+    config: TrainingConfig, run: Run, engine: Engine, events: EventFile | None
 ) -> EvaluationHook:
     batches = EvaluationBatches(
         open_tokens(config.data, run.manifest, split="validation"),
@@ -204,5 +203,5 @@ def _build_evaluation(
         max_samples=config.evaluation.max_samples,
     )
     return EvaluationHook(
-        engine, batches, writer, every_steps=config.evaluation.every_steps, run_dir=run.dir
+        engine, batches, events, every_steps=config.evaluation.every_steps, run_dir=run.dir
     )

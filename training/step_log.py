@@ -1,41 +1,49 @@
 """A file with one JSON row a step, which a resumed run continues without a gap or a repetition."""
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from training.patient_file import PatientFile
+
 
 class StepLog:
-    """Rows of a run, each with its `step`; written by rank 0."""
+    """Rows of a run, each with its `step`, ascending; written by rank 0."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.file = PatientFile(path)
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows; a last one that a kill has cut is left out."""
-        rows: list[dict[str, Any]] = []
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError:
-                    break
-        return rows
+        return [row for row, _ in self._read()]
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Add rows."""
-        try:
-            with self.path.open("a") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
-        except OSError as error:
-            raise OSError(f"{self.path} cannot be written: {error}") from error
+        """Add rows, and try again those that a full disk has refused."""
+        self.file.add(json.dumps(row).encode() + b"\n" for row in rows)
+        self.file.flush()
 
     def cut_behind(self, step: int) -> list[dict[str, Any]]:
         """Drop the rows of steps behind the checkpoint that the run continues from; the rest."""
-        rows = [row for row in self.rows() if row["step"] <= step]
+        kept = [(row, end) for row, end in self._read() if row["step"] <= step]
         if self.path.exists():
-            temporary = self.path.with_name(f".{self.path.name}.tmp")
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            temporary.replace(self.path)
-        return rows
+            os.truncate(self.path, kept[-1][1] if kept else 0)
+        return [row for row, _ in kept]
+
+    def close(self) -> None:
+        """Try for the last time what a full disk has refused."""
+        self.file.close()
+
+    def _read(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """Each whole row, and the byte behind it."""
+        end = 0
+        for line in self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []:
+            end += len(line)
+            if not line.endswith(b"\n"):
+                break
+            try:
+                yield json.loads(line), end
+            except json.JSONDecodeError:
+                break

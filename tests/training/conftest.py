@@ -1,7 +1,9 @@
 """A tiny text dataset, engine cases on one and two ranks, and a warm process for command lines."""
 
+import contextlib
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -128,6 +130,40 @@ def run_cases(folder, environment, *, world_size):
     errors = [f"{name}: {case['error']}" for name, case in results.items() if "error" in case]
     assert not errors, "\n".join(errors)
     return results
+
+
+@pytest.fixture
+def full_disk(capsys):
+    """`with full_disk(100):` no file of this process grows above 100 bytes.
+
+    `capsys` keeps in memory what pytest would else capture in a file.
+    """
+
+    @contextlib.contextmanager
+    def limited(num_bytes):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+        try:
+            yield  # Python ignores the signal that comes with the limit
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
+
+
+@pytest.fixture(scope="session")
+def scalars():
+    """What TensorBoard shows of a run folder: steps and values by tag."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def read(folder):
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+        return {
+            name: [(event.step, event.value) for event in events.Scalars(name)]
+            for name in events.Tags()["scalars"]
+        }
+
+    return read
 
 
 class WarmPython:

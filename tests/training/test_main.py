@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 
 import configs
@@ -141,6 +142,22 @@ def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(cli, write_config,
     assert not (copy / "checkpoints/.tmp-step-00000006").exists()
 
 
+def test_metrics_that_find_no_space_end_no_run(cli, write_config, run_dir, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    rest = '{"step": 0, "padding": "%s"}\n' % ("x" * 200_000)  # of an earlier start
+    (folder / "metrics.jsonl").write_text(rest)
+    # The files of a checkpoint have less than 100 kB.
+    answer = cli("training", write_config(), f"run_dir={folder}", file_bytes=190_000)
+    assert answer["code"] == 0, answer
+    warning = f"warning: {folder}/metrics.jsonl cannot be written: "
+    assert answer["stdout"].count(warning) == 1
+    assert "ends without its last rows; 6 rows are lost" in answer["stdout"]
+    assert (folder / "metrics.jsonl").read_text() == rest
+    assert rows(folder, "evaluation.jsonl") == rows(run_dir, "evaluation.jsonl")
+    assert (folder / "checkpoints/latest").read_text() == "step-00000006\n"
+
+
 def damage_all(folder):
     for state in folder.glob("checkpoints/step-*/state.json"):
         state.write_text("{}")
@@ -236,13 +253,20 @@ def test_another_dataset_or_order(train, copy):
             ["batch.global_batch_size=5", "batch.micro_batch_size=2 x world size 1", "4 or 6"],
         ),
         ("schedule.warmup_steps=6", ["warmup_steps 6", "num_steps 6"]),
-        ("engine.precision=fp16", ["engine.precision=fp16: this device computes no fp16"]),
         ("data.sequence_length=100000", ["no sequence of 100000 + 1 tokens fits"]),
     ],
 )
 def test_errors_are_one_line(train, override, parts):
     answer = train(override)
     assert_one_line(answer, *parts)
+
+
+@pytest.mark.skipif(
+    torch.ops.mkldnn._is_mkldnn_fp16_supported(), reason="this processor computes fp16"
+)
+def test_fp16_without_hardware_is_one_line(train):
+    parts = "engine.precision=fp16: this device computes no fp16", "use bf16 or fp32"
+    assert_one_line(train("engine.precision=fp16"), *parts)
 
 
 def test_a_missing_config(cli):

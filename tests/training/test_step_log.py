@@ -58,11 +58,19 @@ def test_a_row_that_a_kill_has_cut_is_left_out(tmp_path_factory, cut, step):
     assert log.rows() == [*kept, row(9)]
 
 
-def test_a_failed_rewrite_keeps_the_old_rows(log, monkeypatch):
-    log.append([row(1), row(2)])
-    monkeypatch.setattr(
-        type(log.path), "replace", lambda *_: (_ for _ in ()).throw(OSError("full"))
-    )
-    with pytest.raises(OSError, match="full"):
-        log.cut_behind(1)
-    assert log.rows() == [row(1), row(2)]
+def test_a_full_disk_does_not_stop_a_resumed_run(log, full_disk):
+    log.append([row(step) for step in range(1, 8)])
+    with full_disk(0):
+        assert log.cut_behind(3) == [row(1), row(2), row(3)]
+        assert log.rows() == [row(1), row(2), row(3)]
+        log.append([row(4)])
+    log.append([row(5)])
+    assert log.rows() == [row(step) for step in range(1, 6)]
+
+
+def test_the_end_of_a_run_is_the_last_try(log, full_disk, capsys):
+    with full_disk(0):
+        log.append([row(1)])
+    log.close()
+    assert log.rows() == [row(1)]
+    assert f"{log.path} is written again" in capsys.readouterr().out

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
     from training.engine import Engine
+    from training.events import EventFile
 
 
 from training import distributed
@@ -46,14 +45,14 @@ class EvaluationHook(Hook):
         self,
         engine: "Engine",
         batches: Sequence[MicroBatch],
-        writer: "SummaryWriter | None",
+        events: "EventFile | None",
         *,
         every_steps: int,
         run_dir: Path,
     ) -> None:
         self.engine = engine
         self.batches = batches
-        self.writer = writer
+        self.events = events
         self.every_n_steps = every_steps
         self.log = StepLog(run_dir / "evaluation.jsonl")
         self.best = math.inf
@@ -73,14 +72,20 @@ class EvaluationHook(Hook):
             return
         row = {"step": info.state.step, "loss": loss, "perplexity": _exp(loss), **metrics}
         self.log.append([{**row, "num_targets": num_targets}])
-        for name in row.keys() - {"step"}:
-            if self.writer is not None:
-                self.writer.add_scalar(f"validation/{name}", row[name], info.state.step)
+        if self.events is not None:
+            names = row.keys() - {"step"}
+            scalars = {f"validation/{name}": row[name] for name in sorted(names)}
+            self.events.add_scalars(scalars, info.state.step)
+            self.events.flush()
         say(
             f"validation at step {info.state.step}: loss {loss:.4f}, perplexity "
             f"{row['perplexity']:.2f} over {num_targets:,} targets in "
             f"{time.perf_counter() - started:.1f} s; best so far {self.best:.4f}"
         )
+
+    def on_end(self) -> None:
+        """Try again to write what a full disk has refused."""
+        self.log.close()
 
 
 def _exp(loss: float) -> float:

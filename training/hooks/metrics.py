@@ -19,8 +19,7 @@ from training.step_log import StepLog
 from training.trainer import Hook, StepInfo
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
+    from training.events import EventFile
 
 SCALARS = ("loss", "learning_rate", "grad_norm", "skipped_steps", "loss_scale", "samples_seen")
 
@@ -46,14 +45,14 @@ class MetricsHook(Hook):
     def __init__(
         self,
         run_dir: Path,
-        writer: "SummaryWriter | None",
+        events: "EventFile | None",
         *,
         every_steps: int,
         global_batch_size: int,
         tokens_per_sample: int,
     ) -> None:
         self.log = StepLog(run_dir / "metrics.jsonl")
-        self.writer = writer
+        self.events = events
         self.report_every = every_steps
         self.global_batch_size = global_batch_size
         self.tokens_per_sample = tokens_per_sample
@@ -78,13 +77,16 @@ class MetricsHook(Hook):
     def on_end(self) -> None:
         """Write what was kept, also behind an error."""
         self.settle()
+        self.log.close()
+        if self.events is not None:
+            self.events.close()
 
     def settle(self) -> None:
         """Write what was kept: a checkpoint must not be ahead of the metrics."""
         if self.unread:
             self._read()
-        if self.writer is not None:
-            self.writer.flush()
+        if self.events is not None:
+            self.events.flush()
 
     def _read(self) -> None:
         losses = torch.stack([info.result.loss for info in self.unread]).tolist()
@@ -116,16 +118,16 @@ class MetricsHook(Hook):
         )
         if not all(math.isfinite(each["loss"]) for each in rows):
             say(f"warning: a loss among steps {rows[0]['step']} to {row['step']} is not finite")
-        if self.writer is not None:
-            for name, value in speed.items():
-                self.writer.add_scalar(f"speed/{name}", value, row["step"])
+        if self.events is not None:
+            scalars = {f"speed/{name}": value for name, value in speed.items()}
+            self.events.add_scalars(scalars, row["step"])
+            self.events.flush()
 
     def _scalars(self, rows: list[dict[str, Any]]) -> None:
-        if self.writer is None:
+        if self.events is None:
             return
         for row in rows:
-            for name in SCALARS:
-                self.writer.add_scalar(f"train/{name}", row[name], row["step"])
+            self.events.add_scalars({f"train/{name}": row[name] for name in SCALARS}, row["step"])
 
 
 def _row(info: StepInfo, loss: float) -> dict[str, Any]:

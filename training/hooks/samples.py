@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
     from training.engine import Engine
+    from training.events import EventFile
 
 
 from training.console import say
@@ -45,7 +44,7 @@ class SamplesHook(Hook):
         self,
         engine: "Engine",
         codec: TextCodec,
-        writer: "SummaryWriter | None",
+        events: "EventFile | None",
         config: Config,
         *,
         context: int,
@@ -54,7 +53,7 @@ class SamplesHook(Hook):
         codec.encode(config.prompt)  # a prompt without tokens is told now, not after hours
         self.engine = engine
         self.codec = codec
-        self.writer = writer
+        self.events = events
         self.config = config
         self.every_n_steps = config.every_steps
 
@@ -77,5 +76,6 @@ class SamplesHook(Hook):
             say(f"no sample at step {info.state.step}: {error}")
             return
         say(f"sample at step {info.state.step}:\n{text}\n")
-        if self.writer is not None:
-            self.writer.add_text("sample", f"```\n{text}\n```", info.state.step)
+        if self.events is not None:
+            self.events.add_text("sample", f"```\n{text}\n```", info.state.step)
+            self.events.flush()

@@ -3,10 +3,9 @@
 import math
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.tensorboard import SummaryWriter
 
 from training.checkpoint import RunState
+from training.events import EventFile
 from training.hooks.evaluation import Config, EvaluationHook
 from training.trainer import StepInfo
 
@@ -42,8 +41,8 @@ def row_of(step, loss):
     }
 
 
-def build(folder, losses, *, step=0, writer=None):
-    hook = EvaluationHook(FakeEngine(losses), ["batch"], writer, every_steps=2, run_dir=folder)
+def build(folder, losses, *, step=0, events=None):
+    hook = EvaluationHook(FakeEngine(losses), ["batch"], events, every_steps=2, run_dir=folder)
     hook.on_start(state_of(step))
     return hook
 
@@ -67,17 +66,11 @@ def test_rows_and_lines(tmp_path, capsys):
     ]
 
 
-def test_tensorboard(tmp_path):
-    with SummaryWriter(str(tmp_path)) as writer:
-        hook = build(tmp_path, [2.0, 1.5], writer=writer)
-        for step in (2, 4):
-            hook.on_step(info_of(step))
-    events = EventAccumulator(str(tmp_path)).Reload()
-    found = {
-        name: [(event.step, event.value) for event in events.Scalars(name)]
-        for name in events.Tags()["scalars"]
-    }
-    assert found == {
+def test_tensorboard(scalars, tmp_path):
+    hook = build(tmp_path, [2.0, 1.5], events=EventFile(tmp_path, first_step=1))
+    for step in (2, 4):
+        hook.on_step(info_of(step))
+    assert scalars(tmp_path) == {
         "validation/loss": [(2, 2.0), (4, 1.5)],
         "validation/perplexity": [
             (2, pytest.approx(math.exp(2.0))),
@@ -95,6 +88,17 @@ def test_a_resumed_run_knows_the_best_before_its_checkpoint(tmp_path, capsys):
     resumed.on_step(info_of(6))
     assert resumed.log.rows() == [row_of(2, 1.0), row_of(4, 3.0), row_of(6, 2.0)]
     assert capsys.readouterr().out.endswith("best so far 1.0000\n")
+
+
+def test_a_full_disk_costs_no_row(tmp_path, full_disk, capsys):
+    hook = build(tmp_path, [2.0, 1.5])
+    with full_disk(20):
+        hook.on_step(info_of(2))
+        hook.on_step(info_of(4))
+    assert hook.log.rows() == []
+    hook.on_end()
+    assert hook.log.rows() == [row_of(2, 2.0), row_of(4, 1.5)]
+    assert capsys.readouterr().out.count("warning: ") == 1
 
 
 def test_a_diverged_model(tmp_path):

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.tensorboard import SummaryWriter
 
 from training.checkpoint import RunState
+from training.events import EventFile
 from training.hooks import metrics
 from training.hooks.metrics import Config, MetricsHook
 from training.trainer import StepInfo
@@ -65,13 +64,10 @@ def row_of(step):
 
 @pytest.fixture
 def hook_at(tmp_path):
-    writers = []
-
     def build(step, every_steps=3):
-        writers.append(SummaryWriter(str(tmp_path), purge_step=step + 1))
         hook = MetricsHook(
             tmp_path,
-            writers[-1],
+            EventFile(tmp_path, first_step=step + 1),
             every_steps=every_steps,
             global_batch_size=8,
             tokens_per_sample=10,
@@ -79,17 +75,7 @@ def hook_at(tmp_path):
         hook.on_start(state_of(step))
         return hook
 
-    yield build
-    for writer in writers:
-        writer.close()
-
-
-def scalars(folder):
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    return {
-        name: [(event.step, event.value) for event in events.Scalars(name)]
-        for name in events.Tags()["scalars"]
-    }
+    return build
 
 
 def test_rows_of_every_step(hook_at, capsys):
@@ -115,7 +101,7 @@ def test_no_tensor_is_read_between_the_reports(hook_at):
     assert [row["step"] for row in hook.log.rows()] == [1, 2, 3]
 
 
-def test_a_checkpoint_is_never_ahead_of_the_metrics(hook_at, capsys):
+def test_a_checkpoint_is_never_ahead_of_the_metrics(hook_at, scalars, capsys):
     hook = hook_at(0, every_steps=3)
     for step in (1, 2):
         hook.on_step(info_of(step))
@@ -135,11 +121,10 @@ def test_rows_are_written_behind_an_error(hook_at):
     assert hook.log.rows() == [row_of(1)]
 
 
-def test_a_resumed_run_writes_every_step_once(hook_at, tmp_path):
+def test_a_resumed_run_writes_every_step_once(hook_at, scalars, tmp_path):
     killed = hook_at(0, every_steps=1)
     for step in range(1, 6):
         killed.on_step(info_of(step))
-    killed.writer.flush()
     resumed = hook_at(3, every_steps=1)
     for step in range(4, NUM_STEPS + 1):
         resumed.on_step(info_of(step))
@@ -148,12 +133,11 @@ def test_a_resumed_run_writes_every_step_once(hook_at, tmp_path):
     assert [step for step, _ in scalars(tmp_path)["train/loss"]] == list(range(1, NUM_STEPS + 1))
 
 
-def test_a_run_that_starts_anew_replaces_what_was_logged(hook_at, tmp_path):
+def test_a_run_that_starts_anew_replaces_what_was_logged(hook_at, scalars, tmp_path):
     """Killed before its first checkpoint."""
     killed = hook_at(0, every_steps=1)
     for step in (1, 2, 3):
         killed.on_step(info_of(step))
-    killed.writer.flush()
     again = hook_at(0, every_steps=1)
     for step in (1, 2):
         again.on_step(info_of(step))
@@ -162,7 +146,7 @@ def test_a_run_that_starts_anew_replaces_what_was_logged(hook_at, tmp_path):
     assert [step for step, _ in scalars(tmp_path)["train/loss"]] == [1, 2]
 
 
-def test_tensorboard(hook_at, tmp_path, monkeypatch):
+def test_tensorboard(hook_at, scalars, tmp_path, monkeypatch):
     monkeypatch.setattr(metrics, "_memory_gib", lambda: 1.5)
     hook = hook_at(0)
     for step in range(1, NUM_STEPS + 1):
@@ -192,6 +176,24 @@ def test_a_loss_that_is_not_finite_is_told(hook_at, capsys):
     hook.on_step(info_of(3))
     assert "warning: a loss among steps 1 to 3 is not finite" in capsys.readouterr().out
     assert math.isnan(hook.log.rows()[1]["loss"])
+
+
+def test_a_full_disk_costs_no_step_and_no_row(hook_at, full_disk, scalars, tmp_path, capsys):
+    hook = hook_at(0, every_steps=1)
+    hook.on_step(info_of(1))
+    with full_disk(200):
+        for step in range(2, NUM_STEPS):
+            hook.on_step(info_of(step))
+        assert hook.log.rows() == [row_of(1)]
+    out = capsys.readouterr().out
+    assert out.count(f"warning: {hook.log.path} cannot be written") == 1
+    assert out.count(f"warning: {hook.events.file.path} cannot be written") == 1
+    assert [f"step {step}/7" in out for step in range(1, NUM_STEPS)] == [True] * 6
+    hook.on_step(info_of(NUM_STEPS))
+    hook.on_end()
+    assert hook.log.rows() == [row_of(step) for step in range(1, NUM_STEPS + 1)]
+    assert [step for step, _ in scalars(tmp_path)["train/loss"]] == list(range(1, NUM_STEPS + 1))
+    assert f"{hook.log.path} is written again\n" in capsys.readouterr().out
 
 
 def test_other_ranks_write_nothing(tmp_path, monkeypatch, capsys):

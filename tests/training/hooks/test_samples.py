@@ -3,9 +3,9 @@
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.tensorboard import SummaryWriter
 
 from training.checkpoint import RunState
+from training.events import EventFile
 from training.hooks.samples import Config, SamplesHook
 from training.models import transformer
 from training.text import load_codec
@@ -31,19 +31,18 @@ def info_of(step):
 
 def test_samples(tmp_path, dataset_dir, capsys):
     engine = FakeEngine()
-    with SummaryWriter(str(tmp_path)) as writer:
-        hook = SamplesHook(
-            engine,
-            load_codec(dataset_dir),
-            writer,
-            Config(every_steps=2, prompt="the ", num_tokens=12, top_k=5),
-            context=16,
-        )
-        assert hook.every_n_steps == 2
-        random_state = torch.get_rng_state()
-        for step in (2, 4, 2):
-            hook.on_step(info_of(step))
-        assert torch.equal(torch.get_rng_state(), random_state)  # training's numbers are untouched
+    hook = SamplesHook(
+        engine,
+        load_codec(dataset_dir),
+        EventFile(tmp_path, first_step=1),
+        Config(every_steps=2, prompt="the ", num_tokens=12, top_k=5),
+        context=16,
+    )
+    assert hook.every_n_steps == 2
+    random_state = torch.get_rng_state()
+    for step in (2, 4, 2):
+        hook.on_step(info_of(step))
+    assert torch.equal(torch.get_rng_state(), random_state)  # training's numbers are untouched
     assert engine.module.training
     texts = capsys.readouterr().out.split("sample at step ")[1:]
     first, second, again = (text.split(":\n", 1)[1] for text in texts)
