@@ -24,7 +24,7 @@ from training.hooks.checkpoints import CheckpointHook
 from training.hooks.evaluation import EvaluationHook
 from training.hooks.metrics import MetricsHook
 from training.hooks.samples import SamplesHook
-from training.objective import MicroBatch, Objective
+from training.objective import Objective
 from training.optimizer import build_optimizer
 from training.schedule import learning_rate
 from training.tasks.causal_lm import check_vocabulary
@@ -101,7 +101,7 @@ def build_engine(config: TrainingConfig, run: Run) -> Engine:
     return engine
 
 
-def build_loader(config: TrainingConfig, run: Run, state: RunState) -> Loader[MicroBatch]:
+def build_loader(config: TrainingConfig, run: Run, state: RunState) -> Loader:
     """This rank's micro batches behind the samples that the run has seen."""
     world_size = distributed.world_size()
     shares_lanes = config.batch.global_batch_size % config.data.num_lanes == 0
@@ -134,7 +134,7 @@ def build_trainer(
     run: Run,
     engine: Engine,
     state: RunState,
-    loader: Loader[MicroBatch],
+    loader: Loader,
 ) -> Trainer:
     """The loop with its schedule and hooks; nothing can refuse the config any more: write it."""
     if distributed.is_rank_zero():

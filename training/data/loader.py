@@ -15,18 +15,13 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from training.data.order import Order
 
-Collated = TypeVar("Collated")
-
-
-class Rows(Protocol):
-    """Some samples, a row each, as a task collates them."""
-
-    def rows(self, start: int, stop: int) -> Any:
-        """The rows from `start` to `stop`."""
-        ...
+Batch = dict[str, Tensor]
+"""What a task collates: tensors by name, each with a row for every sample."""
+Item = TypeVar("Item")
 
 
 class Dataset(Protocol):
@@ -40,19 +35,19 @@ class Dataset(Protocol):
         """Rows that are worth one `read`."""
         ...
 
-    def read(self, positions: npt.NDArray[np.int64]) -> Rows:
+    def read(self, positions: npt.NDArray[np.int64]) -> Any:
         """The samples at these positions of the order, in that order."""
         ...
 
 
-class Loader(Generic[Collated]):
+class Loader:
     """Iterator without end: each `next` is the list of this rank's micro batches of one step."""
 
     def __init__(
         self,
         dataset: Dataset,
         *,
-        collate: Callable[[Any], Collated],
+        collate: Callable[[Any], Batch],
         samples_seen: int,
         global_batch_size: int,
         micro_batch_size: int,
@@ -60,7 +55,11 @@ class Loader(Generic[Collated]):
         world_size: int,
         num_batches_ahead: int = 4,
     ) -> None:
-        """Start making batches behind the first `samples_seen` samples."""
+        """Start making batches behind the first `samples_seen` samples.
+
+        `collate` gets as many rows as were read at once, and treats each by itself: it is cut into
+        micro batches afterwards.
+        """
         assert global_batch_size % (micro_batch_size * world_size) == 0  # checked with the config
         assert 0 <= rank < world_size
         self.samples_seen = samples_seen
@@ -68,7 +67,7 @@ class Loader(Generic[Collated]):
         self.wait_seconds = 0.0
         """Time that `next` has waited for data so far."""
         self._global_batch_size = global_batch_size
-        self._handoff: _Handoff[list[Collated]] = _Handoff(num_batches_ahead)
+        self._handoff: _Handoff[list[Batch]] = _Handoff(num_batches_ahead)
         share = global_batch_size // world_size
         steps = _steps(
             dataset,
@@ -86,17 +85,17 @@ class Loader(Generic[Collated]):
         self._finalizer = weakref.finalize(self, _stop, self._handoff, self._thread)
         self._thread.start()
 
-    def __iter__(self) -> Iterator[list[Collated]]:
+    def __iter__(self) -> Iterator[list[Batch]]:
         return self
 
-    def __next__(self) -> list[Collated]:
+    def __next__(self) -> list[Batch]:
         started = time.perf_counter()
         batches = self._handoff.take()
         self.wait_seconds += time.perf_counter() - started
         self.samples_seen += self._global_batch_size
         return batches
 
-    def __enter__(self) -> "Loader[Collated]":
+    def __enter__(self) -> "Loader":
         return self
 
     def __exit__(
@@ -122,7 +121,7 @@ class FileOrder(Protocol):
         ...
 
 
-class EvaluationBatches(Sequence[Collated]):
+class EvaluationBatches(Sequence[Batch]):
     """This rank's share of a split's first samples in file order, the same every time.
 
     The last round is filled with rows of weight 0, so that every rank has as many micro batches.
@@ -132,7 +131,7 @@ class EvaluationBatches(Sequence[Collated]):
         self,
         dataset: FileOrder,
         *,
-        collate: Callable[[Any], Collated],
+        collate: Callable[[Any], Batch],
         micro_batch_size: int,
         rank: int,
         world_size: int,
@@ -163,14 +162,14 @@ class EvaluationBatches(Sequence[Collated]):
 
 def _steps(
     dataset: Dataset,
-    collate: Callable[[Any], Collated],
+    collate: Callable[[Any], Batch],
     *,
     samples_seen: int,
     global_batch_size: int,
     own: slice,
     micro_batch_size: int,
-) -> Iterator[list[Collated]]:
-    """The micro batches of each step; small steps are read several at a time.
+) -> Iterator[list[Batch]]:
+    """The micro batches of each step; small steps are read and collated several at a time.
 
     The first read is one step, so that training starts at once; each next one is twice as long.
     """
@@ -180,25 +179,29 @@ def _steps(
     while True:
         seen = range(samples_seen, samples_seen + num_steps * global_batch_size, global_batch_size)
         positions = [dataset.order.global_batch(start, global_batch_size)[own] for start in seen]
-        rows = dataset.read(np.concatenate(positions))
+        rows = collate(dataset.read(np.concatenate(positions)))
         for step in range(num_steps):
             starts = range(step * share, (step + 1) * share, micro_batch_size)
-            yield [collate(rows.rows(start, start + micro_batch_size)) for start in starts]
+            yield [_rows(rows, start, start + micro_batch_size) for start in starts]
         samples_seen += num_steps * global_batch_size
         num_steps = min(2 * num_steps, most)
 
 
-class _Handoff(Generic[Collated]):
+def _rows(batch: Batch, start: int, stop: int) -> Batch:
+    return {name: tensor[start:stop] for name, tensor in batch.items()}
+
+
+class _Handoff(Generic[Item]):
     """What the thread has made and training has not yet taken, at most `size` items."""
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._items: deque[Collated] = deque()
+        self._items: deque[Item] = deque()
         self._error: BaseException | None = None
         self._closed = False
         self._changed = threading.Condition()
 
-    def put(self, item: Collated) -> bool:
+    def put(self, item: Item) -> bool:
         """Wait for a free place; False when nobody takes items any more."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._items) < self._size)
@@ -207,7 +210,7 @@ class _Handoff(Generic[Collated]):
                 self._changed.notify_all()
             return not self._closed
 
-    def take(self) -> Collated:
+    def take(self) -> Item:
         """Wait for an item; the thread's error comes behind the last good item."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._items or self._error)
@@ -231,7 +234,7 @@ class _Handoff(Generic[Collated]):
             self._changed.notify_all()
 
 
-def _produce(steps: Iterator[Collated], handoff: _Handoff[Collated]) -> None:
+def _produce(steps: Iterator[Item], handoff: _Handoff[Item]) -> None:
     try:
         for item in steps:
             if not handoff.put(item):

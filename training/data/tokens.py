@@ -36,15 +36,6 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def rows(self, start: int, stop: int) -> "Sequences":
-        """The rows from `start` to `stop`."""
-        return Sequences(
-            self.tokens[start:stop],
-            self.document_starts[start:stop],
-            self.positions[start:stop],
-            self.weights[start:stop],
-        )
-
 
 def sequences_per_chunk(tokens: Ints, sequence_length: int) -> Ints:
     """How many sequences chunks of so many tokens give: [9, 10, 12] at length 3 give [2, 3, 3]."""

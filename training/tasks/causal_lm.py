@@ -116,10 +116,17 @@ def document_layout(
     columns = np.concatenate(document_starts).astype(np.int64)
     opens = np.zeros((len(document_starts), num_tokens), bool)
     opens[rows, np.maximum(columns - 1, 0)] = True
-    opens[:, 0] = False  # a start there divides nothing
-    index = np.arange(num_tokens)
-    first = np.maximum.accumulate(np.where(opens, index, 0), axis=1)
-    return {"positions": index - first, "documents": np.cumsum(opens, axis=1, dtype=np.int64)}
+    opens[:, 0] = True  # a row begins with a document, or with the rest of one
+    begins = np.flatnonzero(opens)
+    lengths = np.diff(begins, append=opens.size)
+    first_of_row = np.flatnonzero(begins % num_tokens == 0)
+    numbers = np.arange(len(begins)) - first_of_row[begins // num_tokens]
+    positions = np.arange(opens.size) - np.repeat(begins, lengths)
+    documents = np.repeat(numbers, lengths)
+    return {
+        "positions": positions.reshape(opens.shape),
+        "documents": documents.reshape(opens.shape),
+    }
 
 
 def chunked_cross_entropy(

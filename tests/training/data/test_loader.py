@@ -46,10 +46,23 @@ def open_dataset(path, workers=2, num_lanes=16):
     )
 
 
+def collate_sequences(rows):
+    return {
+        "tokens": rows.tokens,
+        "document_starts": rows.document_starts,
+        "positions": rows.positions,
+        "weights": rows.weights,
+    }
+
+
+def collate_numbers(numbers):
+    return {"numbers": numbers}
+
+
 def make(dataset, *, samples_seen=0, rank=0, world_size=1, micro=1, ahead=2, collate=None):
     return Loader(
         dataset,
-        collate=collate or (lambda rows: rows),
+        collate=collate or collate_sequences,
         samples_seen=samples_seen,
         global_batch_size=24,
         micro_batch_size=micro,
@@ -73,11 +86,12 @@ def global_batches(path, num_steps, *, world_size=1, micro=1, ahead=2, workers=2
         ) as loader:
             for step in steps:
                 batches = next(loader)
-                assert [len(batch) for batch in batches] == [micro] * (24 // world_size // micro)
+                sizes = [len(batch["tokens"]) for batch in batches]
+                assert sizes == [micro] * (24 // world_size // micro)
                 for batch in batches:
-                    starts = [tuple(row.tolist()) for row in batch.document_starts]
-                    rows = [tuple(row) for row in batch.tokens.tolist()]
-                    step += zip(batch.positions.tolist(), rows, starts, strict=True)
+                    starts = [tuple(row.tolist()) for row in batch["document_starts"]]
+                    rows = [tuple(row) for row in batch["tokens"].tolist()]
+                    step += zip(batch["positions"].tolist(), rows, starts, strict=True)
     return steps
 
 
@@ -156,22 +170,14 @@ class Source:
         if self.fail_at is not None and positions.max() >= self.fail_at:
             raise OSError("shard train-000007.tar is gone")
         self.reads.append(len(positions))
-        return Numbers(positions)
-
-
-class Numbers:
-    def __init__(self, numbers):
-        self.numbers = numbers
-
-    def rows(self, start, stop):
-        return self.numbers[start:stop]
+        return positions
 
 
 def test_small_steps_are_read_together_after_a_quick_first_one():
     source = Source()
-    with make(source) as loader:
+    with make(source, collate=collate_numbers) as loader:
         for step in range(12):
-            (found,) = [np.concatenate(next(loader))]
+            found = np.concatenate([batch["numbers"] for batch in next(loader)])
             assert sorted(found.tolist()) == list(range(24 * step, 24 * step + 24))
     assert source.reads[:4] == [24, 48, 96, 96]
 
@@ -179,7 +185,9 @@ def test_small_steps_are_read_together_after_a_quick_first_one():
 def test_the_thread_stays_few_batches_ahead():
     made = []
     with make(
-        Source(), ahead=3, collate=lambda rows: made.append(rows) or rows, micro=24
+        Source(rows_at_once=1),
+        ahead=3,
+        collate=lambda rows: made.append(rows) or collate_numbers(rows),
     ) as loader:
         next(loader)
         deadline = time.monotonic() + 10
@@ -190,7 +198,7 @@ def test_the_thread_stays_few_batches_ahead():
 
 
 def test_an_error_comes_behind_the_good_batches_with_its_own_message():
-    loader = make(Source(fail_at=50, rows_at_once=24))
+    loader = make(Source(fail_at=50, rows_at_once=24), collate=collate_numbers)
     next(loader)
     next(loader)
     for _ in range(2):
@@ -201,7 +209,9 @@ def test_an_error_comes_behind_the_good_batches_with_its_own_message():
 
 
 def test_waiting_is_measured():
-    with make(Source(), collate=lambda rows: time.sleep(0.02) or rows, micro=24) as loader:
+    with make(
+        Source(rows_at_once=1), collate=lambda rows: time.sleep(0.02) or collate_numbers(rows)
+    ) as loader:
         for _ in range(5):
             next(loader)
         waited = loader.wait_seconds
@@ -217,7 +227,7 @@ def threads():
 
 def test_closing_ends_thread_and_iteration():
     before = len(threads())
-    loader = make(Source())
+    loader = make(Source(), collate=collate_numbers)
     next(loader)
     loader.close()
     loader.close()
@@ -227,7 +237,7 @@ def test_closing_ends_thread_and_iteration():
 
 def test_a_forgotten_loader_ends_its_thread():
     before = len(threads())
-    loader = make(Source())
+    loader = make(Source(), collate=collate_numbers)
     next(loader)
     del loader
     gc.collect()
@@ -243,9 +253,8 @@ def test_a_failed_run_exits_at_once(path):
         "from training.data.order import Order\n"
         "class Source:\n"
         "    order, rows_at_once = Order([9], fingerprint='f', seed=0), 1\n"
-        "    def read(self, positions): return self\n"
-        "    def rows(self, start, stop): return 1\n"
-        "loader = Loader(Source(), collate=id, samples_seen=0, global_batch_size=1,\n"
+        "    def read(self, positions): return {'x': positions}\n"
+        "loader = Loader(Source(), collate=dict, samples_seen=0, global_batch_size=1,\n"
         "    micro_batch_size=1, rank=0, world_size=1)\n"
         "next(loader)\n"
         "raise ValueError('the run failed')\n"
@@ -264,7 +273,7 @@ def test_evaluation_counts_every_sample_once_on_any_number_of_ranks(path, world_
     ranks = [
         EvaluationBatches(
             dataset,
-            collate=lambda rows: rows,
+            collate=collate_sequences,
             micro_batch_size=4,
             rank=rank,
             world_size=world_size,
@@ -274,18 +283,18 @@ def test_evaluation_counts_every_sample_once_on_any_number_of_ranks(path, world_
     ]
     assert len({len(batches) for batches in ranks}) == 1
     rows = [row for batches in ranks for row in batches]
-    assert all(len(row) == 4 for row in rows)
-    counted = np.concatenate([row.tokens[row.weights] for row in rows]).tolist()
+    assert all(len(row["tokens"]) == 4 for row in rows)
+    counted = np.concatenate([row["tokens"][row["weights"]] for row in rows]).tolist()
     num = 10 if max_samples == 10 else 89
     assert sorted(counted) == sorted(dataset.read_in_file_order(np.arange(num)).tokens.tolist())
 
 
 def test_evaluation_batches_are_a_sequence(path):
     batches = EvaluationBatches(
-        open_dataset(path), collate=lambda rows: rows, micro_batch_size=40, rank=0, world_size=1
+        open_dataset(path), collate=collate_sequences, micro_batch_size=40, rank=0, world_size=1
     )
-    assert [batch.weights.sum() for batch in batches] == [40, 40, 9]
-    assert np.array_equal(batches[-1].tokens, batches[2].tokens)
-    assert [len(batch) for batch in batches[:2]] == [40, 40]
+    assert [batch["weights"].sum() for batch in batches] == [40, 40, 9]
+    assert np.array_equal(batches[-1]["tokens"], batches[2]["tokens"])
+    assert [len(batch["tokens"]) for batch in batches[:2]] == [40, 40]
     with pytest.raises(IndexError, match="3 micro batches, asked for 3"):
         batches[3]

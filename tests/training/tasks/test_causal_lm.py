@@ -68,18 +68,42 @@ def test_masked_documents_begin_with_the_end_token_before_them_and_keep_every_ta
     }
 
 
-@given(st.lists(st.sets(st.integers(0, 12)), min_size=1, max_size=4))
-@settings(max_examples=60, deadline=None)
-def test_layout_is_that_of_a_walk_along_the_tokens(starts):
-    layout = document_layout([np.array(sorted(row), np.int64) for row in starts], 12)
-    for row, opened in enumerate(starts):
-        document = position = 0
-        for index in range(12):
-            if index and index + 1 in opened:
-                document, position = document + 1, 0
-            assert layout["documents"][row, index] == document
-            assert layout["positions"][row, index] == position
-            position += 1
+def walk(opened, num_tokens):
+    """Documents and positions of a row, token by token."""
+    documents, positions = [0], [0]
+    for index in range(1, num_tokens):
+        opens = index + 1 in opened
+        documents.append(documents[-1] + opens)
+        positions.append(0 if opens else positions[-1] + 1)
+    return documents, positions
+
+
+@given(st.integers(1, 13), st.data())
+@settings(max_examples=100, deadline=None)
+def test_layout_is_that_of_a_walk_along_the_tokens(num_tokens, data):
+    starts = data.draw(st.lists(st.sets(st.integers(0, num_tokens)), min_size=1, max_size=5))
+    layout = document_layout([np.array(sorted(row), np.int64) for row in starts], num_tokens)
+    walks = [walk(opened, num_tokens) for opened in starts]
+    assert layout["documents"].tolist() == [documents for documents, _ in walks]
+    assert layout["positions"].tolist() == [positions for _, positions in walks]
+    assert {array.dtype for array in layout.values()} == {np.dtype(np.int64)}
+
+
+@pytest.mark.parametrize("mask_documents", [False, True])
+def test_rows_are_collated_each_by_itself(mask_documents):
+    """The loader collates many micro batches at once and cuts them afterwards."""
+    random = np.random.default_rng(0)
+    rows = random.integers(0, END, (50, 33))
+    starts = [np.flatnonzero(random.random(33) < 0.1) for _ in rows]
+    weights = random.random(50) < 0.8
+    collate = task(mask_documents=mask_documents).collate
+    together = collate(sequences(rows, starts, weights=weights))
+    for first, stop in ((0, 1), (1, 12), (12, 50)):
+        part = slice(first, stop)
+        alone = collate(sequences(rows[part], starts[part], weights=weights[part]))
+        for name, tensor in alone.items():
+            assert torch.equal(together[name][part], tensor), name
+            assert together[name][part].is_contiguous()
 
 
 def test_the_loss_of_packed_documents_is_the_sum_of_the_loss_of_each():
