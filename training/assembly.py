@@ -49,7 +49,6 @@ def open_run(config: TrainingConfig) -> Run:
         micro_batch_size=config.batch.micro_batch_size,
         world_size=distributed.world_size(),
     )
-    config.schedule.check(config.num_steps)
     manifest = load_manifest(config.data.dataset_dir)
     if config.evaluation.every_steps and not manifest.splits.get("validation"):
         raise ValueError(

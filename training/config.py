@@ -1,5 +1,6 @@
 """The schema of a training config: what `python -m training CONFIG` is told."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -51,6 +52,15 @@ class TrainingConfig:
     """Metrics on the console and in TensorBoard."""
 
     def __post_init__(self) -> None:
-        """Refuse a run without steps."""
+        """Refuse what does not fit together, also in a dry run."""
         if self.num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, found {self.num_steps}")
+        if not 0 <= self.seed < 2**63:  # the seeds of ranks count up from it
+            raise ValueError(f"seed must be at least 0 and below 2^63, found {self.seed}")
+        self.schedule.check(self.num_steps)
+        longest = getattr(self.model.config, "max_positions", math.inf)
+        if self.data.sequence_length > longest:
+            raise ValueError(
+                f"data.sequence_length is {self.data.sequence_length}, but model.max_positions is "
+                f"{longest}; raise the one or lower the other"
+            )

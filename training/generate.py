@@ -11,6 +11,10 @@ from training.text import Drawing, complete
 def main() -> None:
     """Parse the command line, load the run, print the text."""
     arguments = _parser().parse_args()
+    if arguments.num_samples < 1:
+        raise ValueError(f"num_samples is {arguments.num_samples}; it must be at least 1")
+    for index in (0, arguments.num_samples - 1):  # told before seconds of loading
+        _drawing(arguments, index)
     trained = load_model(arguments.run)
     for index in range(arguments.num_samples):
         text = complete(
@@ -18,17 +22,21 @@ def main() -> None:
             trained.codec,
             arguments.prompt,
             context=trained.config.data.sequence_length,
-            drawing=Drawing(
-                num_tokens=arguments.num_tokens,
-                temperature=arguments.temperature,
-                top_k=arguments.top_k,
-                top_p=arguments.top_p,
-                seed=arguments.seed + index,
-            ),
+            drawing=_drawing(arguments, index),
         )
         sys.stdout.write(text + "\n")
         if index + 1 < arguments.num_samples:
             sys.stdout.write("-" * 20 + "\n")
+
+
+def _drawing(arguments: argparse.Namespace, index: int) -> Drawing:
+    return Drawing(
+        num_tokens=arguments.num_tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        seed=arguments.seed + index,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,6 +6,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+LARGEST_SEED = 2**64 - 1
+"""That torch's generators take."""
+
 
 class CachedModel(Protocol):
     """What sampling needs of a model."""
@@ -47,7 +50,11 @@ def generate(
         seed: of the sampling.
         max_positions: context that the model was trained with; its own limit if None.
     """
-    _check(tokens, num_tokens=num_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
+    if tokens.ndim != 2 or tokens.shape[1] == 0:
+        raise ValueError(f"prompts are (B, T) with T of at least 1, found {tuple(tokens.shape)}")
+    check_drawing(
+        num_tokens=num_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+    )
     window = _window(model, max_positions)
     generator = torch.Generator().manual_seed(seed)
     decoder: CachedModel = model  # type: ignore[assignment]
@@ -66,6 +73,22 @@ def generate(
         unread = torch.multinomial(probabilities.cpu(), 1, generator=generator).to(tokens.device)
         tokens = torch.cat((tokens, unread), dim=1)  # (B, T + 1)
     return tokens
+
+
+def check_drawing(
+    *, num_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
+) -> None:
+    """Raise ValueError for numbers that `generate` has no meaning for."""
+    if num_tokens < 0:
+        raise ValueError(f"num_tokens is {num_tokens}; it must be at least 0")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature is {temperature}; it must be at least 0 and finite")
+    if top_k < 0:
+        raise ValueError(f"top_k is {top_k}; it must be at least 1, or 0 for all tokens")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"seed is {seed}; it must be at least 0 and at most {LARGEST_SEED}")
 
 
 def next_probabilities(
@@ -97,18 +120,3 @@ def _window(model: nn.Module, max_positions: int | None) -> int:
     if max_positions is not None and not 1 <= max_positions <= limit:
         raise ValueError(f"max_positions is {max_positions}; this model takes 1 to {limit}")
     return limit if max_positions is None else max_positions
-
-
-def _check(
-    tokens: Tensor, *, num_tokens: int, temperature: float, top_k: int, top_p: float
-) -> None:
-    if tokens.ndim != 2 or tokens.shape[1] == 0:
-        raise ValueError(f"prompts are (B, T) with T of at least 1, found {tuple(tokens.shape)}")
-    if num_tokens < 0:
-        raise ValueError(f"num_tokens is {num_tokens}; it must be at least 0")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature is {temperature}; it must be at least 0 and finite")
-    if top_k < 0:
-        raise ValueError(f"top_k is {top_k}; it must be at least 1, or 0 for all tokens")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1")

@@ -46,8 +46,8 @@ class Config:
         """Raise ValueError if the schedule does not fit into `num_steps`."""
         if self.warmup_steps + self.decay_steps >= num_steps:
             raise ValueError(
-                f"warmup_steps {self.warmup_steps} + decay_steps {self.decay_steps} leave nothing "
-                f"of num_steps {num_steps}"
+                f"schedule.warmup_steps {self.warmup_steps} + decay_steps {self.decay_steps} leave "
+                f"nothing of num_steps {num_steps}"
             )
 
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from training.data.shards import load_manifest, read_file
-from training.sampling import generate
+from training.sampling import check_drawing, generate
 
 
 class TextCodec:
@@ -72,6 +72,9 @@ class Drawing:
     seed: int = 0
     """The same seed gives the same tokens."""
 
+    def __post_init__(self) -> None:
+        check_drawing(**asdict(self))
+
 
 def complete(
     model: nn.Module, codec: TextCodec, prompt: str, *, context: int, drawing: Drawing
@@ -79,11 +82,25 @@ def complete(
     """The prompt and its continuation as text.
 
     `context` is the number of tokens that the model looks back on: the length it was trained with.
+
+    Raises:
+        ValueError: the prompt is longer than that.
     """
     device = next(model.parameters()).device
-    tokens = torch.tensor([codec.encode(prompt)], device=device)  # (1, T)
+    tokens = torch.tensor([encode_prompt(codec, prompt, context=context)], device=device)  # (1, T)
     was_training = model.training
     model.eval()
     result = generate(model, tokens, max_positions=context, **asdict(drawing))
     model.train(was_training)
     return codec.decode(result[0].tolist())
+
+
+def encode_prompt(codec: TextCodec, prompt: str, *, context: int) -> list[int]:
+    """Tokens of a prompt, refused where the model would not see its beginning."""
+    tokens = codec.encode(prompt)
+    if len(tokens) > context:
+        raise ValueError(
+            f"the prompt has {len(tokens):,} tokens, but the model was trained on sequences of "
+            f"{context:,} (data.sequence_length); shorten the prompt"
+        )
+    return tokens

@@ -22,8 +22,6 @@ def test_there_are_runs():
 @each_yaml
 def test_every_yaml_loads_and_is_a_run(path):
     config = configs.load(TrainingConfig, path)
-    config.schedule.check(config.num_steps)
-    assert config.data.sequence_length <= config.model.config.max_positions
     assert accumulation_steps(
         global_batch_size=config.batch.global_batch_size,
         micro_batch_size=config.batch.micro_batch_size,

@@ -84,14 +84,42 @@ def test_no_run(generate, tmp_path):
     ("arguments", "part"),
     [
         (("--top-p", "1.5"), "top_p is 1.5; it must be above 0 and at most 1"),
-        (("--temperature", "-1"), "temperature is -1.0; it must be at least 0"),
+        (("--top-p", "0"), "top_p is 0.0; it must be above 0 and at most 1"),
+        (("--top-p", "nan"), "top_p is nan; it must be above 0 and at most 1"),
+        (("--top-k", "-1"), "top_k is -1; it must be at least 1, or 0 for all tokens"),
+        (("--temperature", "-1"), "temperature is -1.0; it must be at least 0 and finite"),
+        (("--temperature", "inf"), "temperature is inf; it must be at least 0 and finite"),
+        (("--num-tokens", "-1"), "num_tokens is -1; it must be at least 0"),
+        (("--num-samples", "0"), "num_samples is 0; it must be at least 1"),
+        (("--num-samples", "-3"), "num_samples is -3; it must be at least 1"),
+        (("--seed", "-1"), f"seed is -1; it must be at least 0 and at most {2**64 - 1}"),
+        (
+            ("--num-samples", "2", "--seed", f"{2**64 - 1}"),
+            f"seed is {2**64}; it must be at least 0 and at most {2**64 - 1}",
+        ),
     ],
 )
-def test_numbers_without_a_meaning(run_dir, generate, arguments, part):
-    answer = generate(run_dir(*ENGINES[0]), *arguments)
+def test_numbers_without_a_meaning_are_one_line_before_anything_is_read(generate, arguments, part):
+    answer = generate("/nowhere", *arguments)
     assert answer["code"] == 2
-    assert part in answer["stderr"]
-    assert "Traceback" not in answer["stderr"]
+    assert answer["stderr"] == f"error: {part}\n"
+    assert answer["stdout"] == ""
+
+
+def test_the_largest_seed_and_number_of_likeliest_tokens(run_dir, generate):
+    answer = generate(run_dir(*ENGINES[0]), "--seed", 2**64 - 1, "--top-k", 10**30)
+    assert answer["code"] == 0, answer
+
+
+def test_a_prompt_that_the_model_would_not_see_whole(run_dir, generate):
+    longest = ("the mill turns " * 2)[:16]  # a token is a character
+    assert generate(run_dir(*ENGINES[0]), "--prompt", longest)["code"] == 0
+    answer = generate(run_dir(*ENGINES[0]), "--prompt", longest + "t")
+    assert answer["code"] == 2
+    assert answer["stderr"] == (
+        "error: the prompt has 17 tokens, but the model was trained on sequences of 16 "
+        "(data.sequence_length); shorten the prompt\n"
+    )
 
 
 def test_help(cli):

@@ -252,13 +252,44 @@ def test_another_dataset_or_order(train, copy):
             "batch.global_batch_size=5",
             ["batch.global_batch_size=5", "batch.micro_batch_size=2 x world size 1", "4 or 6"],
         ),
-        ("schedule.warmup_steps=6", ["warmup_steps 6", "num_steps 6"]),
-        ("data.sequence_length=100000", ["no sequence of 100000 + 1 tokens fits"]),
+        (
+            "samples={every_steps: 1, prompt: the mill turns and}",
+            ["the prompt has 18 tokens, but the model was trained on sequences of 16"],
+        ),
     ],
 )
 def test_errors_are_one_line(train, override, parts):
     answer = train(override)
     assert_one_line(answer, *parts)
+
+
+def test_a_sequence_longer_than_every_chunk(train):
+    answer = train("data.sequence_length=100000", "model.max_positions=100000")
+    assert_one_line(answer, "no sequence of 100000 + 1 tokens fits")
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "data.sequence_length=17",
+            "data.sequence_length is 17, but model.max_positions is 16; "
+            "raise the one or lower the other",
+        ),
+        ("schedule.warmup_steps=6", "schedule.warmup_steps 6 + decay_steps 0 leave nothing of"),
+        ("seed=-1", "seed must be at least 0 and below 2^63, found -1"),
+        (f"seed={2**63}", f"seed must be at least 0 and below 2^63, found {2**63}"),
+        ("samples.temperature=nan", "samples.temperature is nan; it must be at least 0 and finite"),
+        ("samples.top_k=-1", "samples.top_k is -1; it must be at least 1, or 0 for all tokens"),
+    ],
+)
+def test_sections_that_do_not_fit_together_are_refused_by_a_dry_run_too(
+    train, dry_run, override, message
+):
+    answer = train(override, *dry_run)
+    assert_one_line(answer, f"python -m training: {message}")
+    assert answer["stdout"] == ""
 
 
 @pytest.mark.skipif(

@@ -129,6 +129,8 @@ def test_no_tokens_asked_gives_the_prompt():
         ({"top_k": -1}, "top_k is -1"),
         ({"top_p": 0.0}, "top_p is 0.0; it must be above 0 and at most 1"),
         ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**64}, f"seed is {2**64}"),
         ({"max_positions": 13}, "max_positions is 13; this model takes 1 to 12"),
         ({"max_positions": 0}, "max_positions is 0"),
     ],

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 from training.console import say
-from training.text import Drawing, TextCodec, complete
+from training.text import Drawing, TextCodec, complete, encode_prompt
 from training.trainer import Hook, StepInfo
 
 
@@ -30,9 +30,9 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse numbers without a meaning."""
-        for name in ("every_steps", "num_tokens", "temperature", "top_k"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, found {getattr(self, name)}")
+        if self.every_steps < 0:
+            raise ValueError(f"every_steps must be 0 or more, found {self.every_steps}")
+        Drawing(num_tokens=self.num_tokens, temperature=self.temperature, top_k=self.top_k)
 
 
 class SamplesHook(Hook):
@@ -50,7 +50,7 @@ class SamplesHook(Hook):
         context: int,
     ) -> None:
         self.context = context
-        codec.encode(config.prompt)  # a prompt without tokens is told now, not after hours
+        encode_prompt(codec, config.prompt, context=context)  # its faults now, not after hours
         self.engine = engine
         self.codec = codec
         self.events = events
