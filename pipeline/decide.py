@@ -21,7 +21,7 @@ from pipeline.split import (
     merge_candidates,
     no_candidates,
 )
-from pipeline.work import WorkFolder
+from pipeline.work import WorkFolder, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,8 @@ class Decision:
     """One per stage, in order."""
     tallies: tuple[Tally, ...]
     """Rejects by stage and reason."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes of images, in order of class index."""
 
 
 @dataclass(slots=True)
@@ -66,8 +68,10 @@ class _Sums:
 
 
 def make_plan(terms: Terms) -> ShardPlan:
-    """The plan alone."""
-    return decide(terms).plan
+    """The plan; the names of the classes lie in the work folder when it is made."""
+    decision = decide(terms)
+    write_json(terms.work.classes, list(decision.classes))
+    return decision.plan
 
 
 def decide(terms: Terms) -> Decision:
@@ -79,6 +83,7 @@ def decide(terms: Terms) -> Decision:
     digest = hashlib.sha256(terms.config_hash.encode())
     sums = _Sums(np.zeros((2, 2**terms.placement.partition_bits), np.int64), no_candidates())
     spills: list[str] = []
+    classes: set[str] = set()
     for index in range(terms.num_portions):
         record = read_record(terms.work.portion(index))
         assert record is not None, f"portion {index} has no completion record"
@@ -89,6 +94,7 @@ def decide(terms: Terms) -> Decision:
         sums.counts = add_counts(sums.counts, record.counts)
         sums.tallies = tuple(add_tallies([*sums.tallies, *record.tallies]))
         spills.extend(record.spills)
+        classes.update(record.classes)
     _refuse_unreadable(sums, terms)
     threshold = _split(sums, terms.placement)
     _refuse_empty(sums)
@@ -99,7 +105,7 @@ def decide(terms: Terms) -> Decision:
         fingerprint=digest.hexdigest(),
         spills=tuple(spills),
     )
-    return Decision(plan, sums.counts, sums.tallies)
+    return Decision(plan, sums.counts, sums.tallies, tuple(sorted(classes)))
 
 
 def _split(sums: _Sums, placement: Placement) -> int:

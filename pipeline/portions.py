@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import batch as batches
 from pipeline.batch import Batch, Count
@@ -67,6 +68,8 @@ class PortionRecord:
     """For an exact number of validation documents."""
     spills: tuple[str, ...]
     """Names of its spill files, on the local runner."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes of its images, sorted."""
     spill_bytes: tuple[int, ...] = ()
     """Size of each, by which a damaged one is known."""
 
@@ -92,6 +95,7 @@ class PortionSums:
     rejects: list[pa.RecordBatch] = field(default_factory=list)
     histogram: Histogram = field(init=False)
     candidates: Candidates = field(default_factory=no_candidates)
+    classes: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.histogram = np.zeros((2, 2**self.placement.partition_bits), np.int64)
@@ -101,6 +105,8 @@ class PortionSums:
         keys = batch.documents.column("key")
         hashes = shuffle_hashes(keys, self.placement.shuffle_seed)
         self.add_counts(batch)
+        if "class" in batch.documents.schema.names:
+            self.classes.update(pc.unique(batch.documents.column("class").drop_null()).to_pylist())
         self._place(hashes, split_hashes(keys, self.placement.split_seed), weights(batch))
         return hashes
 
@@ -127,6 +133,7 @@ class PortionSums:
         """Add the sums of other batches of the same portion."""
         self.rejects.extend(other.rejects)
         self.histogram += other.histogram
+        self.classes |= other.classes
         self.candidates = merge_candidates(
             self.candidates, other.candidates, max(self.placement.documents, 1)
         )
@@ -147,6 +154,7 @@ class PortionSums:
             histogram=self.histogram,
             candidates=self.candidates,
             spills=spills,
+            classes=tuple(sorted(self.classes)),
             spill_bytes=tuple((work.spills / name).stat().st_size for name in spills),
         )
         write_json(work.portion(portion), _to_tree(record))
@@ -207,6 +215,7 @@ def _to_tree(record: PortionRecord) -> dict[str, Any]:
             record.candidates.weight.tolist(),
         ],
         "spills": list(record.spills),
+        "classes": list(record.classes),
         "spill_bytes": list(record.spill_bytes),
     }
 
@@ -225,5 +234,6 @@ def _from_tree(tree: dict[str, Any]) -> PortionRecord:
             np.array(hashes, np.uint64), np.array(where, np.int64), np.array(weight, np.int64)
         ),
         spills=tuple(tree["spills"]),
+        classes=tuple(tree["classes"]),
         spill_bytes=tuple(tree.get("spill_bytes", ())),
     )

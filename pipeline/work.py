@@ -56,6 +56,11 @@ class WorkFolder:
         return self.root / "publish"
 
     @property
+    def classes(self) -> Path:
+        """Names of the classes of images, in order of class index; written with the plan."""
+        return self.root / "classes.json"
+
+    @property
     def error_log(self) -> Path:
         """The traceback of the last failure."""
         return self.root / "error.log"
