@@ -1,0 +1,214 @@
+"""Encoded images -> 8-bit sRGB pixels, upright; every oddity of formats has a stated rule.
+
+| found | becomes |
+|---|---|
+| orientation in EXIF | upright pixels; damaged EXIF counts as none |
+| ICC profile | converted to sRGB, perceptual intent; a damaged profile counts as none |
+| greyscale, 1 bit, palette | RGB |
+| alpha, or a transparent colour | composed over `background` |
+| 16-bit greyscale | 8 bits, scaled and rounded; 16-bit colour keeps the high byte |
+| CMYK, also Adobe's inverted one | RGB by its profile, or by the plain formula |
+| animation | its first frame |
+| 32-bit integers, floating point | `unsupported_pixels`: their range is not known |
+"""
+
+import io
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import PIL.Image
+import PIL.ImageCms
+import PIL.ImageFile
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""By content, whatever the name says; cameras' MPO files are JPEG with more behind it."""
+SHRINK_MARGIN = 2
+"""A JPEG is shrunk on load to no less than this times the wished side: the resize behind it then
+still has all frequencies that the result can hold."""
+
+PIL.Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is the limit, and an image above it one reject
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How images are decoded."""
+
+    max_pixels: int = 100_000_000
+    """An image of more pixels is a reject, before any of them is decoded."""
+    accept_truncated: bool = False
+    """Keep an image that breaks off, the missing part grey; else it is a reject."""
+    background: tuple[int, ...] = (255, 255, 255)
+    """Red, green and blue, 0 to 255, that transparent pixels lie over."""
+
+    def __post_init__(self) -> None:
+        if self.max_pixels < 1:
+            raise ValueError(f"max_pixels: {self.max_pixels}; at least 1 is allowed")
+        if len(self.background) != 3 or not all(0 <= one <= 255 for one in self.background):
+            raise ValueError(f"background: {self.background}; three numbers from 0 to 255")
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An image that could be decoded."""
+
+    pixels: PIL.Image.Image
+    """Of mode RGB, upright."""
+    format: str
+    """In which it was stored, one of `FORMATS`."""
+    untouched: bool
+    """Whether the stored pixels are these pixels: nothing was converted, turned or shrunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadImage:
+    """An image that does not come into the dataset."""
+
+    reason: str
+    """One word for counting."""
+    detail: str
+    """What was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An image of which only the header was read."""
+
+    image: PIL.Image.Image
+    """Not decoded yet."""
+    orientation: int
+    """Of EXIF, 1 to 8."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the upright image, pixels."""
+        width, height = self.image.size
+        return (height, width) if self.orientation >= 5 else (width, height)
+
+
+def open_image(encoded: bytes, config: Config) -> Opened | BadImage:
+    """Read the header of an image; never raises for what the bytes hold."""
+    if not encoded:
+        return BadImage("empty_file", "no bytes")
+    try:
+        image = PIL.Image.open(io.BytesIO(encoded), formats=FORMATS)
+    except PIL.UnidentifiedImageError:
+        return BadImage("unknown_format", f"begins with {encoded[:12]!r}")
+    except Exception as error:  # noqa: BLE001 - decoders raise whatever damaged bytes lead to
+        return BadImage("damaged_image", _line(error))
+    if image.width * image.height > config.max_pixels:
+        found = f"{image.width} x {image.height} pixels"
+        return BadImage("too_many_pixels", f"{found}; images.decode.max_pixels={config.max_pixels}")
+    return Opened(image, _orientation(image))
+
+
+def load(opened: Opened, config: Config, *, wished_side: int = 0) -> Decoded | BadImage:
+    """Decode an opened image; never raises for what the bytes hold.
+
+    Args:
+        opened: the image.
+        config: rules and limits.
+        wished_side: the shorter side that a resize will make; a larger JPEG may be shrunk while it
+            is decoded, to no less than `SHRINK_MARGIN` times this. 0: all pixels.
+    """
+    try:
+        return _load(opened, config, wished_side)
+    except Exception as error:  # noqa: BLE001 - as above
+        truncated = "truncated" in str(error) or isinstance(error, EOFError)
+        return BadImage("truncated_image" if truncated else "damaged_image", _line(error))
+
+
+def decode(encoded: bytes, config: Config) -> Decoded | BadImage:
+    """Decode an image at its full size."""
+    opened = open_image(encoded, config)
+    return opened if isinstance(opened, BadImage) else load(opened, config)
+
+
+def _load(opened: Opened, config: Config, wished_side: int) -> Decoded | BadImage:
+    image, stored = opened.image, opened.image.size
+    if wished_side and image.format in ("JPEG", "MPO"):
+        scale = SHRINK_MARGIN * wished_side / min(stored)
+        image.draft(image.mode, (math.ceil(stored[0] * scale), math.ceil(stored[1] * scale)))
+    PIL.ImageFile.LOAD_TRUNCATED_IMAGES = config.accept_truncated
+    image.load()
+    if image.mode in ("I", "F"):
+        return BadImage("unsupported_pixels", f"mode {image.mode}: 32 bits of unknown range")
+    turn = _TURNS.get(opened.orientation)
+    upright = image if turn is None else image.transpose(turn)
+    pixels = _rgb(upright, image.info.get("icc_profile"), config.background)
+    animated = getattr(image, "n_frames", 1) > 1
+    return Decoded(
+        pixels=pixels,
+        format="JPEG" if image.format == "MPO" else str(image.format),
+        untouched=pixels is image and image.size == stored and not animated,
+    )
+
+
+def _orientation(image: PIL.Image.Image) -> int:
+    try:
+        found = int(image.getexif().get(0x0112, 1))
+    except Exception:  # noqa: BLE001 - damaged EXIF counts as none
+        return 1
+    return found if found in _TURNS else 1
+
+
+_TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+
+
+def _rgb(
+    image: PIL.Image.Image, profile: bytes | None, background: tuple[int, ...]
+) -> PIL.Image.Image:
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.uint32)
+        image = PIL.Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    alpha = _alpha(image)
+    if image.mode in ("1", "P", "PA", "LA", "RGBA", "RGBa", "La"):
+        image = image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
+    image = _to_srgb(image, profile) if profile else image
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    if alpha is None:
+        return image
+    under = PIL.Image.new("RGB", image.size, background)
+    under.paste(image, mask=alpha)
+    return under
+
+
+def _alpha(image: PIL.Image.Image) -> PIL.Image.Image | None:
+    """The opacity of each pixel, or None where all are opaque by their format."""
+    has_channel = image.mode in ("LA", "PA", "RGBA", "La", "RGBa")
+    if has_channel or "transparency" in image.info and image.mode in ("1", "L", "P", "RGB"):
+        return image.convert("RGBA").getchannel("A")
+    return None
+
+
+def _to_srgb(image: PIL.Image.Image, profile: bytes) -> PIL.Image.Image:
+    try:
+        transform = _transform(profile, image.mode)
+        return image if transform is None else transform.apply(image)
+    except (PIL.ImageCms.PyCMSError, OSError, ValueError):
+        return image  # damaged, or of another colour space than the pixels: counts as none
+
+
+@lru_cache(maxsize=16)
+def _transform(profile: bytes, mode: str) -> PIL.ImageCms.ImageCmsTransform | None:
+    """None where the profile is sRGB itself, as most are."""
+    source = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    description = source.profile.profile_description or ""
+    if mode == "RGB" and description.startswith("sRGB"):
+        return None
+    srgb = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB"))
+    return PIL.ImageCms.ImageCmsTransform(source, srgb, mode, "RGB")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -1,0 +1,44 @@
+"""Encoding: JPEG, WebP or PNG without metadata; equal pixels give equal bytes."""
+
+import io
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import PIL.Image
+
+EXTENSIONS = {"JPEG": "jpg", "WEBP": "webp", "PNG": "png"}
+"""Of the member of a sample, by format."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How images are stored in the dataset."""
+
+    format: Literal["JPEG", "WEBP", "PNG"] = "JPEG"
+    """One for the whole dataset: all samples have the same members."""
+    quality: int = 90
+    """Of JPEG and WebP, 1 to 100; PNG is lossless and takes no notice of it."""
+    keep_untouched: bool = True
+    """Keep the bytes of an image of this format whose pixels do not change, its metadata too."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality: {self.quality}; 1 to 100 are allowed")
+
+
+def encode(pixels: PIL.Image.Image, config: Config) -> bytes:
+    """Encode pixels of mode RGB."""
+    options: dict[str, Any] = {"quality": config.quality}
+    if config.format == "PNG":
+        options = {"compress_level": 6}
+    file = io.BytesIO()
+    clean = pixels if not pixels.info else _without_info(pixels)
+    clean.save(file, config.format, **options)
+    return file.getvalue()
+
+
+def _without_info(pixels: PIL.Image.Image) -> PIL.Image.Image:
+    """What decoders noted about a file would be written into the new one."""
+    clean = pixels.copy()
+    clean.info = {}
+    return clean

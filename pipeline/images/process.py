@@ -1,0 +1,59 @@
+"""One image from its stored bytes to those of the dataset: decode, filter, resize, encode."""
+
+from dataclasses import dataclass, field
+
+from pipeline.images.decode import BadImage, load, open_image
+from pipeline.images.decode import Config as DecodeConfig
+from pipeline.images.encode import Config as EncodeConfig
+from pipeline.images.encode import encode
+from pipeline.images.filter import Config as FilterConfig
+from pipeline.images.filter import check_content, check_size
+from pipeline.images.resize import Config as ResizeConfig
+from pipeline.images.resize import resize, scaled_size, shorter_side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What becomes of each image."""
+
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    """How images are decoded."""
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    """Which images are good enough."""
+    resize: ResizeConfig = field(default_factory=ResizeConfig)
+    """What becomes of their size."""
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    """How they are stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Processed:
+    """An image of the dataset."""
+
+    encoded: bytes
+    """The file."""
+    width: int
+    """Pixels."""
+    height: int
+    """Pixels."""
+
+
+def process(encoded: bytes, config: Config) -> Processed | tuple[str, BadImage]:
+    """Process one image; of a bad one the stage that refuses it, and why."""
+    opened = open_image(encoded, config.decode)
+    if isinstance(opened, BadImage):
+        return "decode", opened
+    size = opened.size
+    if bad := check_size(len(encoded), *size, config.filter):
+        return "filter", bad
+    wished = shorter_side(*size, config.resize)
+    decoded = load(opened, config.decode, wished_side=wished)
+    if isinstance(decoded, BadImage):
+        return "decode", decoded
+    if bad := check_content(decoded.pixels, config.filter):
+        return "filter", bad
+    result = resize(decoded.pixels, scaled_size(*size, config.resize), config.resize)
+    untouched = decoded.untouched and result is decoded.pixels
+    if untouched and config.encode.keep_untouched and decoded.format == config.encode.format:
+        return Processed(encoded, *size)
+    return Processed(encode(result, config.encode), result.width, result.height)

@@ -1,0 +1,95 @@
+"""The rules for image samples: the image can be decoded, its class is one, its json is its own."""
+
+import io
+import json
+import warnings
+from dataclasses import dataclass
+
+import PIL.Image
+
+from pipeline.verify_shard import Findings, StoredSample
+
+RULES = {
+    "image": "the image is whole, of the format of its extension, and can be decoded",
+    "class": "cls is the index of a class of the manifest",
+    "caption": "txt is UTF-8",
+    "metadata": "json is an object with the width and height of the image",
+}
+FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRules:
+    """What the manifest says of every sample."""
+
+    num_classes: int
+    """Indices are below it; 0 where the images have no class."""
+    extensions: tuple[str, ...]
+    """The members of a sample."""
+
+    def check(
+        self, samples: list[StoredSample], tar: memoryview, name: str, findings: Findings
+    ) -> list[int]:
+        """Check the samples of one shard; images have no tokens."""
+        for sample in samples:
+            where = f"{name}: {sample.key}"
+            contents = sample.contents(tar)
+            size = self._check_image(contents, where, findings)
+            _check_metadata(contents["json"], size, where, findings)
+            if "cls" in contents:
+                self._check_class(contents["cls"], where, findings)
+            if "txt" in contents:
+                _check_caption(contents["txt"], where, findings)
+        return [0] * len(samples)
+
+    def _check_image(
+        self, contents: dict[str, memoryview], where: str, findings: Findings
+    ) -> tuple[int, int] | None:
+        """Width and height of the image, or None where it is damaged."""
+        findings.checked["image"] += 1
+        extension = next(one for one in FORMATS if one in contents)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+                opened = PIL.Image.open(
+                    io.BytesIO(contents[extension]), formats=[FORMATS[extension]]
+                )
+                opened.load()
+        except Exception as error:  # noqa: BLE001 - a decoder raises what it likes
+            message = " ".join(f"{type(error).__name__}: {error}".split())
+            findings.add("image", where, f"{extension}: {message}")
+            return None
+        return opened.size
+
+    def _check_class(self, content: memoryview, where: str, findings: Findings) -> None:
+        findings.checked["class"] += 1
+        text = bytes(content[:20])
+        if not text.isdigit() or str(int(text)).encode() != bytes(content):
+            findings.add("class", where, f"cls: {text!r} is no index")
+        elif int(text) >= self.num_classes:
+            findings.add("class", where, f"cls: {int(text)} of {self.num_classes} classes")
+
+
+def _check_caption(content: memoryview, where: str, findings: Findings) -> None:
+    findings.checked["caption"] += 1
+    try:
+        bytes(content).decode("utf-8")
+    except UnicodeDecodeError as error:
+        findings.add("caption", where, f"txt: {error}")
+
+
+def _check_metadata(
+    content: memoryview, size: tuple[int, int] | None, where: str, findings: Findings
+) -> None:
+    findings.checked["metadata"] += 1
+    try:
+        tree = json.loads(bytes(content))
+    except (ValueError, RecursionError) as error:
+        findings.add("metadata", where, f"json: {error}")
+        return
+    if not isinstance(tree, dict):
+        findings.add("metadata", where, "json: is no object")
+    elif size is not None and (tree.get("width"), tree.get("height")) != size:
+        found = f"{tree.get('width')} x {tree.get('height')}"
+        message = f"json: says {found} pixels, the image has {size[0]} x {size[1]}"
+        findings.add("metadata", where, message)

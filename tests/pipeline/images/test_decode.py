@@ -1,0 +1,203 @@
+"""A folder of odd images: every outcome stated, pixel values by an independent computation."""
+
+import io
+import struct
+
+import numpy as np
+import PIL.Image
+import PIL.ImageCms
+import pytest
+
+from pipeline.images.decode import BadImage, Config, decode, load, open_image
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (6, 8), np.uint8)
+COLOUR = RNG.integers(0, 256, (6, 8, 3), np.uint8)
+OPAQUE = np.where(np.arange(8) < 4, 255, 0).astype(np.uint8) * np.ones((6, 1), np.uint8)
+
+
+def file_of(image, format="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def pixels_of(encoded, **config):
+    decoded = decode(encoded, Config(**config))
+    assert not isinstance(decoded, BadImage), decoded
+    assert decoded.pixels.mode == "RGB"
+    return np.asarray(decoded.pixels)
+
+
+def grey(values):
+    return np.repeat(np.asarray(values, np.uint8)[:, :, None], 3, axis=2)
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "WEBP"])
+def test_lossless_formats_keep_their_pixels(format):
+    options = {"lossless": True} if format == "WEBP" else {}
+    encoded = file_of(PIL.Image.fromarray(COLOUR), format, **options)
+    np.testing.assert_array_equal(pixels_of(encoded), COLOUR)
+
+
+def test_greyscale_one_bit_and_palette():
+    np.testing.assert_array_equal(pixels_of(file_of(PIL.Image.fromarray(GREY))), grey(GREY))
+    bits = GREY > 127
+    np.testing.assert_array_equal(pixels_of(file_of(PIL.Image.fromarray(bits))), grey(bits * 255))
+    palette = PIL.Image.fromarray(GREY % 4).convert("P")
+    palette.putpalette([9, 8, 7, 200, 100, 50, 0, 255, 0, 1, 2, 3])
+    expected = np.array([[9, 8, 7], [200, 100, 50], [0, 255, 0], [1, 2, 3]])[GREY % 4]
+    np.testing.assert_array_equal(pixels_of(file_of(palette)), expected)
+
+
+def test_sixteen_bits_are_scaled_and_rounded():
+    deep = (GREY.astype(np.uint16) << 8) + 200
+    expected = np.rint(deep / 257.0)
+    np.testing.assert_array_equal(pixels_of(file_of(PIL.Image.fromarray(deep))), grey(expected))
+
+
+@pytest.mark.parametrize("background", [(255, 255, 255), (10, 20, 30)])
+def test_alpha_is_composed_over_the_background(background):
+    behind = np.broadcast_to(background, COLOUR.shape)
+    expected = np.where(OPAQUE[:, :, None] == 255, COLOUR, behind)
+    rgba = PIL.Image.fromarray(np.dstack([COLOUR, OPAQUE]))
+    np.testing.assert_array_equal(pixels_of(file_of(rgba), background=background), expected)
+    la = PIL.Image.fromarray(np.dstack([GREY, OPAQUE]))
+    expected = np.where(OPAQUE[:, :, None] == 255, grey(GREY), behind)
+    np.testing.assert_array_equal(pixels_of(file_of(la), background=background), expected)
+
+
+def test_half_opaque_pixels_are_mixed():
+    rgba = PIL.Image.new("RGBA", (2, 2), (200, 100, 0, 128))
+    expected = np.rint((np.array([200, 100, 0]) * 128 + 255 * 127) / 255)
+    np.testing.assert_allclose(pixels_of(file_of(rgba)), np.tile(expected, (2, 2, 1)), atol=1)
+
+
+def test_a_transparent_colour_of_a_palette():
+    palette = PIL.Image.fromarray(GREY % 2).convert("P")
+    palette.putpalette([9, 8, 7, 200, 100, 50])
+    encoded = file_of(palette, transparency=1)
+    expected = np.array([[9, 8, 7], [0, 0, 255]])[GREY % 2]
+    np.testing.assert_array_equal(pixels_of(encoded, background=(0, 0, 255)), expected)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_orientation(orientation):
+    turns = {
+        2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1],
+        5: lambda x: x.transpose(1, 0, 2), 6: lambda x: np.rot90(x, -1),
+        7: lambda x: np.rot90(x, 2).transpose(1, 0, 2), 8: lambda x: np.rot90(x),
+    }  # fmt: skip
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    encoded = file_of(PIL.Image.fromarray(COLOUR), "PNG", exif=exif)
+    expected = turns.get(orientation, lambda x: x)(COLOUR)
+    np.testing.assert_array_equal(pixels_of(encoded), expected)
+    opened = open_image(encoded, Config())
+    assert opened.size == expected.shape[1::-1]
+
+
+def test_damaged_exif_counts_as_none():
+    encoded = file_of(PIL.Image.fromarray(COLOUR), "PNG", exif=b"Exif\0\0garbage")
+    np.testing.assert_array_equal(pixels_of(encoded), COLOUR)
+
+
+def test_cmyk_and_its_adobe_form():
+    flat = PIL.Image.new("CMYK", (16, 16), (0, 255, 0, 51))
+    decoded = pixels_of(file_of(flat, "JPEG", quality=100))  # Pillow writes the Adobe marker
+    expected = np.rint((255 - np.array([0, 255, 0])) * (1 - 51 / 255))
+    np.testing.assert_allclose(decoded, np.tile(expected, (16, 16, 1)), atol=3)
+
+
+def linear_profile():
+    """A profile of sRGB's primaries and linear light, as ICC.1:2010 lays it out."""
+
+    def xyz(*values):
+        return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(one * 65536) for one in values))
+
+    linear = b"curv" + bytes(8)  # no entries: the identity
+    tags = {
+        b"wtpt": xyz(0.9642, 1.0, 0.8249),
+        b"rXYZ": xyz(0.4360, 0.2225, 0.0139),
+        b"gXYZ": xyz(0.3851, 0.7169, 0.0971),
+        b"bXYZ": xyz(0.1431, 0.0606, 0.7141),
+        b"rTRC": linear,
+        b"gTRC": linear,
+        b"bTRC": linear,
+    }
+    start = 128 + 4 + 12 * len(tags)
+    table, data = struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        table += struct.pack(">4sII", name, start + len(data), len(content))
+        data += content
+    illuminant = struct.pack(">3i", 63190, 65536, 54061)
+    head = struct.pack(
+        ">I4sI4s4s4s", start + len(data), b"lcms", 0x02100000, b"mntr", b"RGB ", b"XYZ "
+    )
+    head += bytes(12) + b"acsp" + bytes(28) + illuminant
+    return head.ljust(128, b"\0") + table + data
+
+
+def test_a_profile_is_converted_to_srgb():
+    image = PIL.Image.fromarray(COLOUR)
+    light = COLOUR / 255
+    expected = 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    encoded = file_of(image, "PNG", icc_profile=linear_profile())
+    np.testing.assert_allclose(pixels_of(encoded), expected, atol=2)
+    damaged = file_of(image, "PNG", icc_profile=b"no profile at all")
+    np.testing.assert_array_equal(pixels_of(damaged), COLOUR)
+    srgb = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
+    np.testing.assert_array_equal(pixels_of(file_of(image, "PNG", icc_profile=srgb)), COLOUR)
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [PIL.Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
+    encoded = file_of(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(pixels_of(encoded), np.tile([255, 0, 0], (4, 4, 1)))
+
+
+def reason_of(encoded, **config):
+    found = decode(encoded, Config(**config))
+    assert isinstance(found, BadImage), found
+    return found.reason
+
+
+def test_what_is_no_image():
+    assert reason_of(b"") == "empty_file"
+    assert reason_of(b"<html>not found</html>") == "unknown_format"
+    assert reason_of(b"\xff\xd8\xff") in ("unknown_format", "damaged_image")
+    floats = PIL.Image.fromarray(GREY.astype(np.float32))
+    assert reason_of(file_of(floats, "TIFF")) == "unsupported_pixels"
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_truncated_images_are_rejected_or_accepted(format):
+    noise = RNG.integers(0, 256, (64, 64, 3), np.uint8)
+    whole = file_of(PIL.Image.fromarray(noise), format)
+    cut = whole[: len(whole) // 2]
+    assert reason_of(cut) == "truncated_image"
+    top = pixels_of(cut, accept_truncated=True)[:8]
+    np.testing.assert_array_equal(top, pixels_of(whole)[:8])
+    assert reason_of(cut) == "truncated_image"  # the choice of one call is not that of the next
+
+
+def test_a_bomb_is_refused_by_its_header():
+    encoded = file_of(PIL.Image.new("1", (30_000, 30_000)))
+    assert len(encoded) < 200_000
+    found = decode(encoded, Config())
+    assert found == BadImage(
+        "too_many_pixels", "30000 x 30000 pixels; images.decode.max_pixels=100000000"
+    )
+
+
+def test_extreme_shapes():
+    assert pixels_of(file_of(PIL.Image.new("RGB", (1, 1), "red"))).shape == (1, 1, 3)
+    assert pixels_of(file_of(PIL.Image.new("RGB", (30_000, 1)))).shape == (1, 30_000, 3)
+
+
+def test_a_jpeg_is_shrunk_on_load_to_twice_the_wished_side_at_least():
+    encoded = file_of(PIL.Image.new("RGB", (1600, 1200)), "JPEG")
+    for wished, expected in ((0, (1600, 1200)), (300, (800, 600)), (301, (1600, 1200))):
+        decoded = load(open_image(encoded, Config()), Config(), wished_side=wished)
+        assert decoded.pixels.size == expected
+        assert decoded.untouched is (expected == (1600, 1200))
