@@ -21,6 +21,7 @@ from training.data.shards import load_manifest
 from training.engine import Engine
 from training.events import EventFile
 from training.hooks.checkpoints import CheckpointHook
+from training.hooks.divergence import DivergenceHook
 from training.hooks.evaluation import EvaluationHook
 from training.hooks.metrics import MetricsHook
 from training.hooks.samples import SamplesHook
@@ -170,7 +171,10 @@ def _build_hooks(config: TrainingConfig, run: Run, engine: Engine, state: RunSta
         global_batch_size=config.batch.global_batch_size,
         tokens_per_sample=config.data.sequence_length,
     )
-    hooks: list[Hook] = [metrics]
+    hooks: list[Hook] = [
+        metrics,
+        DivergenceHook(max_skips_in_a_row=config.engine.max_skips_in_a_row),
+    ]
     if config.evaluation.every_steps:
         hooks.append(_build_evaluation(config, run, engine, events))
     if config.samples.every_steps:

@@ -27,6 +27,10 @@ class Config:
     """
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global L2 norm; 0 leaves them as they are."""
+    max_skips_in_a_row: int = 10
+    """A step whose gradient norm is not finite is skipped; so many in a row end the run, 0 never.
+    fp16 counts those at a loss scale of 1 alone, which cannot fall.
+    """
     bucket_elements: int = 50_000_000
     """Largest communication bucket, elements; smaller models use smaller ones."""
     initial_loss_scale_power: int = 16
@@ -38,6 +42,10 @@ class Config:
         """Refuse what has no meaning."""
         if self.max_grad_norm < 0:
             raise ValueError(f"max_grad_norm must be 0 or more, found {self.max_grad_norm}")
+        if self.max_skips_in_a_row < 0:
+            raise ValueError(
+                f"max_skips_in_a_row must be 0 or more, found {self.max_skips_in_a_row}"
+            )
         if self.bucket_elements < 1:
             raise ValueError(f"bucket_elements must be at least 1, found {self.bucket_elements}")
 

@@ -8,6 +8,7 @@ stage 0).
 import contextlib
 import io
 import logging
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category
 import deepspeed  # noqa: E402  (reads its environment at import)
 from deepspeed.accelerator import get_accelerator  # noqa: E402
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer  # noqa: E402
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler  # noqa: E402
 from deepspeed.utils.zero_to_fp32 import (  # noqa: E402
     get_fp32_state_dict_from_zero_checkpoint,
 )
@@ -45,9 +47,9 @@ class StepResult:
     num_targets: torch.Tensor
     """Targets of the global batch, int64 scalar."""
     grad_norm: torch.Tensor | float
-    """Global L2 norm before clipping."""
+    """Global L2 norm before clipping; infinite if the step was skipped."""
     skipped: bool
-    """The optimizer did not step: an overflow or a gradient that is not finite."""
+    """The optimizer did not step and changed nothing: the norm, summed in fp32, is not finite."""
     loss_scale: float
     """Of fp16; 1 otherwise."""
 
@@ -84,6 +86,7 @@ class Engine:
             # One rank has nothing to sum up; DeepSpeed would copy all gradients there and back.
             self.deepspeed.enable_backward_allreduce = False
         self._complete_deepspeed()
+        self._align_overflows()
 
     @property
     def module(self) -> nn.Module:
@@ -183,6 +186,22 @@ class Engine:
             state_dict = optimizer.state_dict
             optimizer.state_dict = lambda: {**state_dict(), "zero_stage": self.config.zero_stage}
 
+    def _align_overflows(self) -> None:
+        """Skip the same steps at every stage.
+
+        Stages 1 and 2 sum squares in fp32, so norms above 1.8e19 are not finite there; stage 3
+        sums in fp64 and would step. DeepSpeed's fp16 raises at its least scale; the trainer's own
+        limit of skips comes instead.
+        """
+        optimizer = self.deepspeed.optimizer
+        if self.config.zero_stage == 3:
+            norms = optimizer._get_norm_groups
+            optimizer._get_norm_groups = lambda: [
+                torch.where(_has_finite_square(norm), norm, math.inf) for norm in norms()
+            ]
+        if isinstance(getattr(optimizer, "loss_scaler", None), DynamicLossScaler):
+            optimizer.loss_scaler.raise_error_at_min_scale = False
+
     def _update(self) -> tuple[torch.Tensor | float, bool]:
         """The optimizer's part of a step: the gradient norm, and whether the step was skipped."""
         scale, skipped_steps = self._loss_scale(), self.deepspeed.skipped_steps
@@ -191,11 +210,12 @@ class Engine:
             skipped = self.deepspeed.skipped_steps > skipped_steps
             return self.deepspeed.get_global_grad_norm(), skipped
         norm = self._clip()
-        is_finite = bool(norm.isfinite())
+        is_finite = bool(_has_finite_square(norm))
         if not is_finite:
             self.deepspeed.zero_grad()  # no gradients, no update
         self.deepspeed.step()
-        return norm, not is_finite or self._loss_scale() < scale
+        skipped = not is_finite or self._loss_scale() < scale
+        return math.inf if skipped else norm, skipped
 
     def _clip(self) -> torch.Tensor:
         """Stage 0: clip by torch and return the norm; DeepSpeed clips there without telling it."""
@@ -233,6 +253,10 @@ def load_weights(checkpoint_dir: Path) -> dict[str, torch.Tensor]:
         path = folder / "mp_rank_00_model_states.pt"
         state = torch.load(path, map_location="cpu", weights_only=False)["module"]
     return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+
+
+def _has_finite_square(norm: torch.Tensor) -> torch.Tensor:
+    return norm.float().square().isfinite()
 
 
 def _check_precision(config: Config) -> None:

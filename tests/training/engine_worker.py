@@ -30,6 +30,8 @@ VOCABULARY = 17
 LEARNING_RATES = [0.01, 0.03, 0.001, 0.02, 0.005]
 CLIP = 0.5
 STAGES = (0, 1, 2, 3)
+POISONS = (float("nan"), float("inf"), 1e25)
+"""Of a gradient; the last is finite, but its square is not."""
 
 
 def main(out):
@@ -58,6 +60,10 @@ def cases(folder):
             found[f"save {precision} zero{stage}"] = partial(
                 save_and_load, folder, stage, precision
             )
+            for value in POISONS:
+                found[f"poison {value} {precision} zero{stage}"] = partial(
+                    poison, stage, precision, value
+                )
     if distributed.world_size() > 1:
         for stage in STAGES:
             found |= cases_of_two_ranks(stage)
@@ -65,6 +71,7 @@ def cases(folder):
     found["fp16 refused"] = fp16_refused
     found["save fp16 zero0"] = partial(save_and_load, folder, 0, "fp16")
     found["overflow zero0"] = partial(overflow, 0)
+    found["least scale zero0"] = partial(least_scale, 0)
     return found
 
 
@@ -73,8 +80,6 @@ def cases_of_two_ranks(stage):
         f"bf16 zero{stage}": partial(train, stage, precision="bf16"),
         f"evaluate zero{stage}": partial(evaluate, stage),
     }
-    for precision in ("fp32", "bf16"):
-        found[f"nan {precision} zero{stage}"] = partial(nan_gradient, stage, precision)
     for limit in (0.0, 0.5):
         found[f"clip {limit} zero{stage}"] = partial(clip, stage, limit)
     for mode in ("none", "full"):
@@ -83,6 +88,7 @@ def cases_of_two_ranks(stage):
         )
     if stage:
         found[f"overflow zero{stage}"] = partial(overflow, stage)
+        found[f"least scale zero{stage}"] = partial(least_scale, stage)
     return found
 
 
@@ -256,12 +262,13 @@ class SumTask:
         return model(batch["x"]).float().sum(), {}
 
 
-def build_line(config, *, accumulation):
+def build_line(config, *, accumulation, with_adam=False):
     torch.manual_seed(0)
     model = nn.Linear(4, 1, bias=False)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.0)
     return engines.Engine(
         Objective(model, SumTask()),
-        torch.optim.SGD(model.parameters(), lr=0.0),
+        build_optimizer(model, OptimizerConfig()) if with_adam else sgd,
         config,
         micro_batch_size=1,
         gradient_accumulation_steps=accumulation,
@@ -298,19 +305,36 @@ def clip(stage, limit):
     return line_step(engine, [3.0])
 
 
-def nan_gradient(stage, precision):
-    engine = build_line(Config(zero_stage=stage, precision=precision), accumulation=1)
-    first = line_step(engine, [float("nan") if distributed.rank() == 0 else 1.0])
-    return [first, line_step(engine, [1.0])]
+def poison(stage, precision, value):
+    """Two steps, with and without a poisoned one between them; AdamW remembers every gradient."""
+    config = Config(zero_stage=stage, precision=precision)
+    ends = {}
+    for poisons in ([], [value]):
+        engine = build_line(config, accumulation=2, with_adam=True)
+        line_step(engine, [1.0, 1.0])
+        for bad in poisons:
+            poisoned = line_step(engine, [bad if distributed.rank() == 0 else 1.0, 1.0])
+        healthy = line_step(engine, [2.0, 2.0])
+        ends[len(poisons)] = weights(engine)["weight"]
+    return {"poisoned": poisoned, "healthy": healthy, "clean": ends[0], "weights": ends[1]}
 
 
 def overflow(stage):
     """The scale begins at 2 ** 16, above the largest fp16 number 65504."""
+    return fp16_steps(stage, [1.0] * 4)
+
+
+def least_scale(stage):
+    """The scale begins at 2, and no scale is small enough."""
+    return fp16_steps(stage, [float("inf")] * 6, initial_loss_scale_power=1)
+
+
+def fp16_steps(stage, values, **settings):
     with_fp16(True)
     try:
-        config = Config(zero_stage=stage, precision="fp16", max_grad_norm=0.0)
+        config = Config(zero_stage=stage, precision="fp16", max_grad_norm=0.0, **settings)
         engine = build_line(config, accumulation=1)
-        return [line_step(engine, [1.0]) for _ in range(4)]
+        return [line_step(engine, [value]) for value in values]
     finally:
         with_fp16(False)
 

@@ -107,7 +107,9 @@ def test_the_loss_scale_is_dynamic_and_ours():
     assert (fp16["initial_scale_power"], fp16["loss_scale_window"]) == (9, 77)
 
 
-@pytest.mark.parametrize(("name", "value"), [("max_grad_norm", -1.0), ("bucket_elements", 0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_grad_norm", -1.0), ("bucket_elements", 0), ("max_skips_in_a_row", -1)]
+)
 def test_numbers_without_a_meaning(name, value):
     with pytest.raises(ValueError, match=f"{name} must be .* found {value}"):
         Config(**{name: value})

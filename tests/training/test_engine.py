@@ -98,16 +98,20 @@ def test_clipping(two_ranks, stage):
     assert whole["moved"] == 3.0
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "1e+25"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @every_stage
-def test_a_step_with_a_nan_is_skipped_and_reported(two_ranks, stage, precision):
-    poisoned, healthy = two_ranks[f"nan {precision} zero{stage}"]
-    assert poisoned["skipped"] is True
-    assert poisoned["moved"] == 0.0
-    assert not poisoned["norm"] < float("inf")
-    assert healthy["skipped"] is False
-    assert healthy["norm"] == 1.0
-    assert healthy["moved"] == pytest.approx(1.0, rel=0.01)  # a weight in bf16
+def test_a_gradient_norm_that_is_not_finite_changes_nothing(cases, stage, precision, value):
+    """On one rank of several, in the first of two micro batches; 1e25 overflows when squared."""
+    case = cases[f"poison {value} {precision} zero{stage}"]
+    assert case["poisoned"]["skipped"] is True
+    assert case["poisoned"]["moved"] == 0.0
+    assert case["poisoned"]["norm"] == float("inf")
+    assert case["healthy"]["skipped"] is False
+    assert case["healthy"]["norm"] == 2.0
+    # The weights, and with them the moments of AdamW, are those of a run without that step.
+    assert case["healthy"]["moved"] > 0.5
+    assert torch.equal(case["weights"], case["clean"])
 
 
 @every_stage
@@ -121,6 +125,14 @@ def test_an_overflow_of_fp16_is_skipped_and_reported(two_ranks, stage):
     assert [step["norm"] for step in steps[skips:]] == [1.0] * (4 - skips)
     scales = {0: [2.0**15] * 4}.get(stage, [2.0**16] + [2.0**15] * 3)
     assert [step["scale"] for step in steps] == scales
+
+
+@every_stage
+def test_an_overflow_at_the_least_scale_is_skipped_too(two_ranks, stage):
+    steps = two_ranks[f"least scale zero{stage}"]
+    assert [step["skipped"] for step in steps] == [True] * 6
+    assert [step["moved"] for step in steps] == [0.0] * 6
+    assert steps[-1]["scale"] <= 1
 
 
 def test_fp16_is_refused_where_the_device_does_not_compute_it(cases):

@@ -158,6 +158,26 @@ def test_metrics_that_find_no_space_end_no_run(cli, write_config, run_dir, tmp_p
     assert (folder / "checkpoints/latest").read_text() == "step-00000006\n"
 
 
+@pytest.mark.parametrize("limit", [3, 0])
+def test_a_diverged_run_ends_unless_told_otherwise(train, tmp_path, limit):
+    """A learning rate that carries every weight to infinity."""
+    answer = train(
+        "optimizer.peak_learning_rate=1e30",
+        "schedule.shape=constant",
+        f"engine.max_skips_in_a_row={limit}",
+        "evaluation.every_steps=0",
+    )
+    assert answer["stdout"].count("warning: step 2 is skipped: its gradient norm is not fi") == 1
+    skipped = [row["skipped_steps"] for row in rows(tmp_path / "run")]
+    if limit:
+        assert_one_line(answer, "error: steps 2 to 4 were skipped: their gradient norms are not")
+        assert skipped == [0, 1, 2, 3]
+    else:
+        assert answer["code"] == 0
+        assert skipped == [0, 1, 2, 3, 4, 5]
+        assert "  skipped 5" in answer["stdout"]
+
+
 def damage_all(folder):
     for state in folder.glob("checkpoints/step-*/state.json"):
         state.write_text("{}")
