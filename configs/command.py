@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from configs import ConfigError, describe, load, to_yaml
+from configs.redact import redact
 
 Schema = TypeVar("Schema")
 
@@ -65,8 +66,8 @@ def run(main: Callable[[], None], *, who: str = "") -> None:
 
 
 def fail(message: str, *, code: int = 2) -> NoReturn:
-    """Print one line to stderr and exit."""
-    sys.stderr.write(f"{message}\n")
+    """Print one line to stderr, without credentials, and exit."""
+    sys.stderr.write(f"{redact(message)}\n")
     sys.exit(code)
 
 

@@ -24,14 +24,18 @@ def main(argv: Sequence[str]) -> None:
         run(lambda: _build(config, flags))
     except StageError as error:
         fail(f"error: {error}", code=1)
-    except OSError as error:
-        fail(f"error: {error}{full_disk_advice(str(error))}", code=1)
 
 
 def _build(config: PipelineConfig, flags: Sequence[str]) -> None:
     if uses_local_runner(flags):  # another runner may know flags of its own
         check_flags(flags)
-    build(config, flags)
+    try:
+        build(config, flags)
+    except OSError as error:
+        advice = full_disk_advice(str(error))
+        if not advice:  # a mistake, as a corpus that does not exist
+            raise
+        fail(f"error: {error}{advice}", code=1)
 
 
 if __name__ == "__main__":

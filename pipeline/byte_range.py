@@ -15,7 +15,7 @@ import zstandard
 from pipeline.batch import EXCERPT_BYTES
 from pipeline.corpus import CorpusFile
 from pipeline.meter import Meter
-from pipeline.urls import locate
+from pipeline.urls import asking, locate
 
 COMPRESSIONS = (".gz", ".zst")
 
@@ -73,7 +73,8 @@ def open_corpus_file(file: CorpusFile) -> BinaryIO:
         ValueError: the file has another size than when the corpus was listed.
     """
     fs, path = locate(file.url)
-    opened = fs.open(path, "rb")
+    with asking(file.url):
+        opened = fs.open(path, "rb")
     opened.file_system = fs  # an archive closes with it
     size = opened.seek(0, io.SEEK_END)
     if size != file.bytes:
@@ -116,7 +117,7 @@ def blocks(opened: BinaryIO, file: CorpusFile, meter: Meter | None = None) -> It
         DamagedFileError: the compressed stream is cut short or corrupt.
     """
     name = file.url.lower()
-    stored = _stored(opened, meter or Meter(0))
+    stored = _stored(opened, file, meter or Meter(0))
     if name.endswith(".gz"):
         return _inflate(stored, file.bytes, lambda: zlib.decompressobj(wbits=31))
     if name.endswith(".zst"):
@@ -124,8 +125,12 @@ def blocks(opened: BinaryIO, file: CorpusFile, meter: Meter | None = None) -> It
     return stored
 
 
-def _stored(opened: BinaryIO, meter: Meter) -> Iterator[bytes]:
-    while block := opened.read(_BLOCK_BYTES):
+def _stored(opened: BinaryIO, file: CorpusFile, meter: Meter) -> Iterator[bytes]:
+    while True:
+        with asking(file.url):
+            block = opened.read(_BLOCK_BYTES)
+        if not block:
+            return
         meter.add(len(block))
         yield block
 

@@ -18,7 +18,8 @@ import numpy as np
 from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.urls import locate, member_url
+from configs.redact import redact
+from pipeline.urls import asking, locate, member_url
 
 _LOG = logging.getLogger(__name__)
 
@@ -155,15 +156,13 @@ class _Found(NamedTuple):
 def _expand(pattern: str, extensions: Sequence[str]) -> list[_Found]:
     """The files that one entry of the config's `path` names."""
     fs, path = locate(pattern)
-    if fs.isfile(path):
-        info = _follow(fs, fs.info(path))
-        return [_found(fs, info, posixpath.dirname(path), pattern)]
-    if fs.isdir(path):
-        root, matches = path, fs.find(path, detail=True)
-    elif has_magic(path):
-        root, matches = _fixed_part(path), fs.glob(path, detail=True)
-    else:
-        raise FileNotFoundError(f"{pattern}: no such file or folder")
+    with asking(pattern):
+        if not (has_magic(path) or isinstance(fs, LocalFileSystem)):
+            fs.info(path)  # where access is refused, isfile and isdir would say no
+        if fs.isfile(path):
+            info = _follow(fs, fs.info(path))
+            return [_found(fs, info, posixpath.dirname(path), pattern)]
+        root, matches = _list(fs, path)
     files = [_follow(fs, info) for info in matches.values() if info["type"] != "directory"]
     files = [info for info in files if info["type"] == "file"]
     if not files:
@@ -176,7 +175,20 @@ def _expand(pattern: str, extensions: Sequence[str]) -> list[_Found]:
             f"{pattern}: {len(files)} files, none of them with an extension of this format: "
             f"{', '.join(extensions)}; found {posixpath.basename(files[0]['name'])}"
         )
-    return [_found(fs, info, root, pattern) for info in wanted]
+    with asking(pattern):
+        return [_found(fs, info, root, pattern) for info in wanted]
+
+
+def _list(fs: Any, path: str) -> tuple[str, dict[str, Any]]:
+    """The folder whose content a path or glob names, and what is in it."""
+    if fs.isdir(path):
+        return path, fs.find(path, detail=True)
+    if not has_magic(path):
+        raise FileNotFoundError(path)
+    root, matches = _fixed_part(path), fs.glob(path, detail=True)
+    if not matches and root and not isinstance(fs, LocalFileSystem):
+        fs.info(root)  # a glob in a bucket that does not exist matches nothing, too
+    return root, matches
 
 
 def _follow(fs: Any, info: dict[str, Any]) -> dict[str, Any]:
@@ -209,14 +221,21 @@ def _fixed_part(path: str) -> str:
 
 
 def _name(found: list[_Found]) -> list[CorpusFile]:
-    """Give each file its `source`: relative to its own root, or a common one to be unique."""
-    names = [entry.info["name"][len(entry.root) :].lstrip("/") for entry in found]
+    """Give each file its `source`: relative to its own root, or a common one to be unique.
+
+    Sources are published, so they show no credentials.
+    """
+    shown = [redact(entry.info["name"]) for entry in found]
+    roots = [redact(entry.root) for entry in found]
+    names = [name[len(root) :].lstrip("/") for name, root in zip(shown, roots, strict=True)]
     if max(Counter(names).values(), default=1) > 1:
-        paths = [f"/{entry.info['name'].lstrip('/')}" for entry in found]
+        paths = [f"/{name.lstrip('/')}" for name in shown]
         common = posixpath.commonpath(paths)
         names = [posixpath.relpath(path, common) for path in paths]
     if max(Counter(names).values(), default=1) > 1:
-        names = [entry.url for entry in found]
+        names = [redact(entry.url) for entry in found]
+    if max(Counter(names).values(), default=1) > 1:  # what tells them apart was a secret, perhaps
+        names = [f"{name}#{number}" for number, name in enumerate(names, 1)]
     return [
         CorpusFile(entry.url, name, _size(entry), _version(entry.info))
         for entry, name in zip(found, names, strict=True)

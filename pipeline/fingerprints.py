@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.config import PipelineConfig, byte_config
 from pipeline.corpus import Portion
 from pipeline.portions import Placement
-from pipeline.urls import locate
+from pipeline.urls import read_url
 
 STAGES_VERSION = 3
 """Raised when a stage makes other bytes of the same input."""
@@ -62,9 +62,7 @@ def _rows(portions: Sequence[Portion]) -> list[Any]:
 
 
 def _file_version(path: str) -> str:
-    fs, name = locate(path)
-    with fs.open(name, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()
+    return hashlib.sha256(read_url(path)).hexdigest()
 
 
 def _hash(tree: Any) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import to_yaml
+from configs.redact import redact
 from pipeline.config import PipelineConfig, byte_config
 from pipeline.corpus import Portion
 from pipeline.decide import Decision
@@ -120,7 +121,7 @@ def _write_beside(
 ) -> None:
     """Everything but the shards and the manifest."""
     building.kind.write_beside(staged)
-    write_atomic(staged / "config.yaml", to_yaml(building.config).encode())
+    write_atomic(staged / "config.yaml", redact(to_yaml(building.config)).encode())
     members = [portion_member(portion.index) for portion in building.portions]
     members += [shard_member(planned.name) for planned in building.decision.plan.shards]
     join_rejects(building.work.rejects, members, staged / "rejects")

@@ -22,6 +22,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
+from configs.redact import redact
+
 THREAD_VARIABLES = ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "POLARS_MAX_THREADS")
 GRACE_SECONDS = 10.0
 """Beam has so long to notice itself that a worker process died."""
@@ -119,7 +121,8 @@ class _Watch:
     def write_log(self, trace: str) -> None:
         """What the user is not shown."""
         with suppress(OSError):  # a full disk is told all the same
-            self.error_log.write_text("\n".join([trace, *self.failures]), encoding="utf-8")
+            told = redact("\n".join([trace, *self.failures]))
+            self.error_log.write_text(told, encoding="utf-8")
 
     def _fail(self, failure: threading.ExceptHookArgs) -> None:
         self.failures.append("".join(traceback.format_exception(failure.exc_value)))

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer as HuggingFace
 from configs import command
 from configs.conditional import only_with, resolve
 from pipeline.manifest import Tokenizer
-from pipeline.urls import locate
+from pipeline.urls import read_url
 
 FILE_NAME = "tokenizer.json"
 
@@ -134,10 +134,9 @@ def read_tokenizer(source: str, *, end_of_document: str) -> str:
         FileNotFoundError: there is no such file.
         ValueError: it is no tokenizer, or has no special token of the name `end_of_document`.
     """
-    fs, path = locate(source)
+    content = read_url(source)
     try:
-        with fs.open(path, "rb") as file:
-            text: str = file.read().decode("utf-8")
+        text = content.decode("utf-8")
         tokenizer = parse_tokenizer(text)
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise ValueError(f"{source}: no Hugging Face tokenizer.json ({error})") from None

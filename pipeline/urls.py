@@ -1,8 +1,13 @@
-"""Paths and URLs as fsspec takes them; a package that one of them needs is told in one line."""
+"""Paths and URLs as fsspec takes them; what a store or a missing package says is one line."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fsspec.core import split_protocol, url_to_fs
+
+from configs.redact import redact_of
 
 EXTRAS = {
     "s3": "s3",
@@ -14,23 +19,80 @@ EXTRAS = {
 }
 """Extra of this program by protocol."""
 
+ADVICE = {
+    "NoCredentialsError": "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or "
+    "for a public bucket FSSPEC_S3_ANON=1",
+    "DefaultCredentialsError": "; set GOOGLE_APPLICATION_CREDENTIALS",
+}
+"""What to do, by the class of what a store's package raises."""
+
+for _name in ("aiobotocore", "botocore", "gcsfs", "google", "s3fs"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)  # what they log they raise too
+
+
+class StoreError(OSError):
+    """A store does not give what it was asked for; the message names the URL."""
+
 
 def locate(url: str) -> tuple[Any, str]:
     """The file system of a path or URL, and the path on it.
 
     Raises:
         ValueError: the file system needs a package that is not installed, or is none of fsspec's.
+        StoreError: it cannot be opened.
     """
     try:
-        fs, path = url_to_fs(url)
+        with asking(url):
+            fs, path = url_to_fs(url)
     except ImportError as error:
         named = [EXTRAS.get(split_protocol(part)[0] or "") for part in url.split("::")]
         extra = next(filter(None, named), None)
         advice = f"; pip install 'millrace[{extra}]'" if extra else ""
-        raise ValueError(f"{url}: {' '.join(str(error).split())}{advice}") from None
-    except ValueError as error:
-        raise ValueError(f"{url}: {error}") from None
+        raise ValueError(f"{url}: {_words(error, url)}{advice}") from None
     return fs, path
+
+
+@contextmanager
+def asking(url: str) -> Iterator[None]:
+    """Around calls of a file system: what a remote one raises becomes one line about the URL.
+
+    Errors of this machine's own files name the file, and pass as they are.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: no such URL can be.
+        StoreError: no credentials, no access, no connection, or whatever else a store says.
+    """
+    try:
+        yield
+    except ImportError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{url}: {_words(error, url)}") from None
+    except FileNotFoundError as error:
+        if error.filename is not None:
+            raise
+        said = _words(error, url)
+        detail = "" if said in url else f" ({said})"
+        raise FileNotFoundError(f"{url}: no such file or folder{detail}") from None
+    # botocore's, google's and aiohttp's errors have no class in common
+    except Exception as error:  # noqa: BLE001
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        name = type(error).__name__
+        raise StoreError(f"{url}: {name}: {_words(error, url)}{ADVICE.get(name, '')}") from None
+
+
+def read_url(url: str) -> bytes:
+    """All of a small file.
+
+    Raises:
+        FileNotFoundError, ValueError, StoreError: see `locate` and `asking`.
+    """
+    fs, path = locate(url)
+    with asking(url), fs.open(path, "rb") as file:
+        content: bytes = file.read()
+    return content
 
 
 def member_url(fs: Any, name: str, pattern: str) -> str:
@@ -42,3 +104,7 @@ def member_url(fs: Any, name: str, pattern: str) -> str:
     protocol = split_protocol(parts[place])[0]
     parts[place] = f"{protocol}://{name}" if protocol else name
     return "::".join(parts)
+
+
+def _words(error: Exception, url: str) -> str:
+    return redact_of(url, " ".join(str(error).split()))

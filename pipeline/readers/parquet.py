@@ -45,7 +45,9 @@ def cut(file: CorpusFile, config: Config) -> list[tuple[int, int, int]]:
             metadata = parquet.metadata
             groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
             sizes = [group.column(index).total_compressed_size for group in groups]
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError) as error:
+        if not _is_damage(error):
+            raise
         return [(0, 0, file.bytes)]
     return _runs(sizes, config.portion_mib << 20)
 
@@ -66,8 +68,15 @@ def read(portion: Portion, config: Config) -> Iterator[Batch]:
                 meter.add(batch.counts[0].records_in * row_bytes)
                 yield replace(batch, read_bytes=meter.take())
     except (pa.ArrowException, OSError) as error:
+        if not _is_damage(error):
+            raise
         bad = [_unreadable(0, error, file.bytes)]
     yield from gather(portion, bad, meter)
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether Arrow complains of the content; a disk or a store that fails is no bad data."""
+    return isinstance(error, pa.ArrowException) or (type(error) is OSError and not error.errno)
 
 
 def _column_index(parquet: pq.ParquetFile, file: CorpusFile, column: str) -> int:
@@ -118,6 +127,8 @@ def _row_groups(portion: Portion, parquet: pq.ParquetFile, config: Config) -> It
                 yield batch
                 done = rows
         except (pa.ArrowException, OSError) as error:
+            if not _is_damage(error):
+                raise
             size = _stored_bytes(metadata.row_group(group))
             texts = pa.array([], pa.large_binary())
             bad = [_unreadable(row + done, error, size)]

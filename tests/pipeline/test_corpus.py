@@ -1,13 +1,22 @@
 """Listing and cutting a corpus: what is found, how it is named, and what a user's mistake says."""
 
 import os
+import posixpath
 from dataclasses import replace
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from pipeline.corpus import CorpusConfig, CorpusFile, Portion, list_files, plan_portions
+from pipeline.corpus import (
+    CorpusConfig,
+    CorpusFile,
+    Portion,
+    _Found,
+    _name,
+    list_files,
+    plan_portions,
+)
 from pipeline.readers import jsonl, text
 
 EXTENSIONS = (".txt", ".txt.gz")
@@ -103,6 +112,28 @@ def test_url(tmp_path):
     assert [(file.source, file.bytes) for file in found] == [("in/a.txt", 3)]
     with fsspec.open(found[0].url) as file:
         assert file.read() == b"abc"
+
+
+def test_sources_show_no_credentials_and_stay_unique():
+    """The names that HTTP gives are whole URLs."""
+    urls = [
+        "http://me:hush@host/in/a.txt?signature=hush",
+        "http://me:hush@host/in/b.txt",
+        "http://me:hush@other/in/b.txt",
+    ]
+    found = [
+        _Found(url, posixpath.dirname(url), {"name": url, "size": 1, "type": "file"})
+        for url in urls
+    ]
+    assert [file.source for file in _name(found[:2])] == ["a.txt?***", "b.txt"]
+    sources = ["me:***@host/in/a.txt?***", "me:***@host/in/b.txt", "me:***@other/in/b.txt"]
+    assert [file.source for file in _name(found)] == sources
+    other = found[0]._replace(url="http://host/in/a.txt?x=1", info={"name": urls[0], "size": 1})
+    assert len({file.source for file in _name([found[0], other])}) == 2
+    assert [file.source for file in _name([found[0], found[0]])] == [
+        "http://me:***@host/in/a.txt?***#1",
+        "http://me:***@host/in/a.txt?***#2",
+    ]
 
 
 @pytest.mark.parametrize(

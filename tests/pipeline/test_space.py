@@ -2,6 +2,7 @@ from collections import namedtuple
 
 import pytest
 
+from pipeline.__main__ import main
 from pipeline.corpus import CorpusFile, Portion
 from pipeline.space import check_free_space, estimate_bytes, full_disk_advice
 
@@ -42,3 +43,27 @@ def test_what_a_killed_build_wrote_counts_as_free(tmp_path, monkeypatch, caplog)
 )
 def test_advice(message, is_full):
     assert ("free space" in full_disk_advice(message)) is is_full
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (OSError(28, "No space left on device", "/d/x"), 1, "free space and run the same command"),
+        (FileNotFoundError("c: no such file or folder"), 2, "error: c: no such file or folder\n"),
+    ],
+)
+def test_the_verb_advises_where_the_driver_fills_the_disk(
+    tmp_path, monkeypatch, capsys, error, code, said
+):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("pipeline.__main__.build", fail)
+    path = tmp_path / "c.yaml"
+    path.write_text("dataset_dir: d\ncorpus: {format: jsonl, path: [c]}\n")
+    with pytest.raises(SystemExit) as exited:
+        main([str(path)])
+    assert exited.value.code == code
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1

@@ -1,14 +1,17 @@
 """Parquet: every kind of text column, row groups as portions, damaged and mistaken files."""
 
+import re
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileOpener
 
 from pipeline.batch import Batch
 from pipeline.corpus import list_files, plan_portions
 from pipeline.readers import parquet
+from pipeline.urls import StoreError
 
 TEXTS = ["one", "zwei ä", "", "four"]
 
@@ -137,3 +140,35 @@ def test_damaged_row_group_keeps_the_others(tmp_path):
     ((*batches,),) = _read(tmp_path)
     assert _documents(batches) == [(row, texts[row].encode()) for row in (0, 1, 3)]
     assert [reject[:2] for reject in _rejects(batches)] == [("unreadable_file", 2)]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        PermissionError("Access Denied"),
+        TimeoutError("slow"),
+        StoreError("gone"),
+        OSError(5, "bad disk"),
+        RuntimeError("a store's own"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("when", ["open", "read"])
+def test_a_store_that_fails_is_no_bad_data(tmp_path, monkeypatch, failure, when):
+    """Else a lost connection would lose a share of the corpus that `max_bad_fraction` allows."""
+    rows = pa.table({"text": [str(number) * 50_000 for number in range(4)]})
+    pq.write_table(rows, tmp_path / "a.parquet", row_group_size=1, compression="none")
+    config = parquet.Config(path=(str(tmp_path),))
+    (portion,) = plan_portions(parquet, config)
+
+    def fail(*_, **__):
+        raise failure
+
+    batches = parquet.read(portion, config)
+    if when == "read":
+        assert _documents([next(batches)])[0][0] == 0
+        monkeypatch.setattr(LocalFileOpener, "read", fail)
+    else:
+        monkeypatch.setattr(parquet, "open_corpus_file", fail)
+    with pytest.raises(type(failure), match=re.escape(failure.args[-1])):
+        list(batches)
