@@ -1,10 +1,10 @@
 """DeepSpeed's config as a pure function of ours; `tests/training/golden/` holds its results.
 
 The choices avoid what is known to go wrong in DeepSpeed 0.19 (each has a test): gradients
-accumulate in fp32, not in bf16; clipping and printing are set, their defaults changed between
-versions; buckets fit the model, 5e8 elements waste a gigabyte on a small one; ZeRO stage 0 computes
-under autocast on fp32 weights, since its own bf16 and fp16 wrappers take an optimizer step with
-zero gradients at the start and accumulate in low precision.
+accumulate in fp32 and are summed over ranks in fp32, not in bf16; clipping and printing are set,
+their defaults changed between versions; buckets fit the model, 5e8 elements waste a gigabyte on a
+small one; ZeRO stage 0 computes under autocast on fp32 weights, since its own bf16 and fp16
+wrappers take an optimizer step with zero gradients at the start and accumulate in low precision.
 """
 
 from dataclasses import dataclass
@@ -30,6 +30,9 @@ class Config:
     max_skips_in_a_row: int = 10
     """A step whose gradient norm is not finite is skipped; so many in a row end the run, 0 never.
     fp16 counts those at a loss scale of 1 alone, which cannot fall.
+    """
+    reduce_in_fp32: bool = True
+    """Gradients are summed over ranks in fp32; else in `precision`, half the traffic and rounded.
     """
     bucket_elements: int = 50_000_000
     """Largest communication bucket, elements; smaller models use smaller ones."""
@@ -65,6 +68,7 @@ def build_deepspeed_config(
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps,
         "gradient_clipping": max_grad_norm,
+        "communication_data_type": "fp32" if config.reduce_in_fp32 else config.precision,
         "steps_per_print": NEVER,
         "wall_clock_breakdown": False,
         "zero_allow_untested_optimizer": True,

@@ -28,6 +28,7 @@ warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category
 
 import deepspeed  # noqa: E402  (reads its environment at import)
 from deepspeed.accelerator import get_accelerator  # noqa: E402
+from deepspeed.runtime import torch_autocast  # noqa: E402
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer  # noqa: E402
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler  # noqa: E402
 from deepspeed.utils.zero_to_fp32 import (  # noqa: E402
@@ -78,6 +79,8 @@ class Engine:
             num_parameters=sum(parameter.numel() for parameter in objective.parameters()),
             overlap=self.device.type != "cpu",
         )
+        # An engine of stage 0 leaves its dtype behind, in which later ones would communicate.
+        torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory, asked or not
             self.deepspeed, *_ = deepspeed.initialize(
                 model=objective, optimizer=optimizer, config=settings, dist_init_required=False

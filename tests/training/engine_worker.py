@@ -47,7 +47,7 @@ def main(out):
 
 
 def cases(folder):
-    """By name. One rank takes what it should share with two; fp16 at stage 0 comes last."""
+    """By name. One rank takes what it should share with two."""
     found = {"reference": reference}
     for stage in STAGES:
         for accumulation in (1, 4):
@@ -67,7 +67,6 @@ def cases(folder):
     if distributed.world_size() > 1:
         for stage in STAGES:
             found |= cases_of_two_ranks(stage)
-    # torch's autocast in fp16 leaves a dtype behind in DeepSpeed, and later engines scale by it.
     found["fp16 refused"] = fp16_refused
     found["save fp16 zero0"] = partial(save_and_load, folder, 0, "fp16")
     found["overflow zero0"] = partial(overflow, 0)
@@ -80,6 +79,8 @@ def cases_of_two_ranks(stage):
         f"bf16 zero{stage}": partial(train, stage, precision="bf16"),
         f"evaluate zero{stage}": partial(evaluate, stage),
     }
+    for in_fp32 in (True, False):
+        found[f"reduce {in_fp32} zero{stage}"] = partial(reduce, stage, in_fp32)
     for limit in (0.0, 0.5):
         found[f"clip {limit} zero{stage}"] = partial(clip, stage, limit)
     for mode in ("none", "full"):
@@ -296,6 +297,12 @@ def accumulate(stage, precision):
         Config(zero_stage=stage, precision=precision, max_grad_norm=0.0), accumulation=8
     )
     return line_step(engine, [256.0] + [1.0] * 7)
+
+
+def reduce(stage, in_fp32):
+    config = Config(zero_stage=stage, precision="bf16", max_grad_norm=0.0, reduce_in_fp32=in_fp32)
+    engine = build_line(config, accumulation=2)
+    return line_step(engine, [256.0 if distributed.rank() == 0 else 1.0] * 2)
 
 
 def clip(stage, limit):

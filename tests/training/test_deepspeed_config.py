@@ -11,6 +11,10 @@ from training.deepspeed_config import NEVER, Config, build_deepspeed_config
 
 GOLDEN = Path(__file__).parent / "golden"
 COMBINATIONS = list(itertools.product((0, 1, 2, 3), ("fp32", "bf16", "fp16")))
+GOLDENS = {
+    f"zero{stage}-{precision}": {"stage": stage, "precision": precision}
+    for stage, precision in COMBINATIONS
+} | {"zero2-bf16-reduced-in-bf16": {"stage": 2, "precision": "bf16", "reduce_in_fp32": False}}
 REMOVED_KEYS = {
     *("nebula", "compression_training", "amp", "quantize_training", "sparse_gradients"),
     *("eigenvalue", "sparse_attention", "elasticity", "graph_harvesting"),
@@ -31,10 +35,10 @@ def build(stage, precision, *, num_parameters=1_000_000, overlap=True, **setting
     )
 
 
-@every_combination
-def test_golden(stage, precision):
-    path = GOLDEN / f"zero{stage}-{precision}.json"
-    text = json.dumps(build(stage, precision), indent=2) + "\n"
+@pytest.mark.parametrize("name", GOLDENS)
+def test_golden(name):
+    path = GOLDEN / f"{name}.json"
+    text = json.dumps(build(**GOLDENS[name]), indent=2) + "\n"
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(text)
     assert text == path.read_text(), (
@@ -43,8 +47,7 @@ def test_golden(stage, precision):
 
 
 def test_no_golden_file_is_left_over():
-    names = {path.name for path in GOLDEN.iterdir()}
-    assert names == {f"zero{stage}-{precision}.json" for stage, precision in COMBINATIONS}
+    assert {path.stem for path in GOLDEN.iterdir()} == GOLDENS.keys()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -53,6 +56,13 @@ def test_low_precision_accumulates_in_fp32(stage, precision):
     config = build(stage, precision)
     assert config["data_types"] == {"grad_accum_dtype": "fp32"}
     assert config[precision]["enabled"] is True
+
+
+@every_combination
+def test_ranks_sum_in_fp32_unless_told_otherwise(stage, precision):
+    assert build(stage, precision)["communication_data_type"] == "fp32"
+    config = build(stage, precision, reduce_in_fp32=False)
+    assert config["communication_data_type"] == precision
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
