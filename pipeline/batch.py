@@ -17,12 +17,16 @@ EXCERPT_BYTES = 500
 
 UNREADABLE = frozenset(
     {
+        "damaged_image",
+        "empty_file",
         "invalid_json",
         "invalid_utf8",
         "missing_column",
         "missing_value",
         "not_text",
         "truncated_file",
+        "truncated_image",
+        "unknown_format",
         "unreadable_file",
     }
 )

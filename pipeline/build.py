@@ -115,7 +115,11 @@ def _prepare(
 ) -> Kind:
     if isinstance(config, TextPipelineConfig):
         return text.prepare(config, portions, engine, work)
-    raise AssertionError(f"no build of kind {config.kind}")
+    from pipeline.images.build import ImageKind  # a text build needs no Pillow
+    from pipeline.images.config import ImagePipelineConfig
+
+    assert isinstance(config, ImagePipelineConfig), config.kind
+    return ImageKind(config, work)
 
 
 def _settle(

@@ -62,7 +62,7 @@ class PipelineConfig:
     corpus: Plugin = plugin("pipeline.readers", selector="format")
     """What is read; its format decides whether the dataset is of text or of images."""
     deduplicate: bool = True
-    """Keep one of records whose content is equal: normalised text, or an image and its caption."""
+    """Keep one of records whose content is equal: normalised text, or the image as stored."""
     split: SplitConfig = field(default_factory=SplitConfig)
     """Which documents are kept for validation."""
     shuffle_seed: int = 0

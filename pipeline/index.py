@@ -26,7 +26,7 @@ ENERGON_VERSION = "7.4.0"
 """The version whose files these are."""
 ENERGON_SPLITS = {"train": "train", "validation": "val"}
 
-_CARD_TEXT = """
+_TEXT_CARD = """
 # Tokenized text
 
 WebDataset shards of token blocks, made by `python -m pipeline`. `manifest.json` lists every shard
@@ -35,7 +35,20 @@ with its size and sha256; `python -m pipeline.verify` checks them. Each sample o
 - `tokens.npy`: token ids; the tokenizer is `tokenizer.json`
 - `docs.npy`: offsets at which documents begin
 - `json`: the keys of the documents in the block, and its number of tokens
+"""
+_IMAGE_CARD = """
+# Images
 
+WebDataset shards of images, made by `python -m pipeline`. `manifest.json` lists every shard with
+its size and sha256, and the classes; `python -m pipeline.verify` checks it. Each sample of a tar is
+
+- `jpg`, `png` or `webp`: the image
+- `cls`, where the images have classes: the index of its class in `manifest.json`
+- `txt`, where they have captions: the caption
+- `json`: width and height, and what the corpus said of the image
+"""
+_CARDS = {"text": _TEXT_CARD, "image": _IMAGE_CARD}
+_CARD_USE = """
 To read it:
 
     datasets.load_dataset("FOLDER", split="train")
@@ -107,7 +120,7 @@ def write_sidecars(manifest: Manifest, folder: Path) -> None:
 def render_card(manifest: Manifest) -> str:
     """The dataset card, from whose front matter Hugging Face datasets knows tars from the rest."""
     front = yaml.safe_dump(card_front(manifest), sort_keys=False)
-    return f"---\n{front}---\n{_CARD_TEXT}"
+    return f"---\n{front}---\n{_CARDS.get(manifest.kind, '')}{_CARD_USE}"
 
 
 def card_front(manifest: Manifest) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class Manifest:
     """What a dataset holds, and from what it was made."""
 
     kind: str
-    """Kind of samples: text."""
+    """Kind of samples: text or image."""
     splits: dict[str, tuple[Shard, ...]]
     """Shards of each split, `train` and, if it was asked for, `validation`."""
     config: dict[str, Any]
@@ -93,6 +93,8 @@ class Manifest:
     """Of text datasets."""
     token_dtype: str | None = None
     """`uint16` or `uint32`, of text datasets."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes in order of class index, of image datasets that have any."""
 
     @property
     def fingerprint(self) -> str:
@@ -144,6 +146,8 @@ def render_manifest(manifest: Manifest) -> str:
             for split, shards in sorted(manifest.splits.items())
         },
     }
+    if manifest.classes:
+        tree["classes"] = manifest.classes
     return json.dumps(tree, ensure_ascii=False, separators=(",", ":"), default=_row) + "\n"
 
 
@@ -237,7 +241,16 @@ def _from_tree(tree: dict[str, Any]) -> Manifest:
         libraries=libraries,
         tokenizer=None if tokenizer is None else _tokenizer(tokenizer),
         token_dtype=tree["token_dtype"],
+        classes=tuple(_classes(tree.get("classes", []))),
     )
+
+
+def _classes(names: Any) -> list[str]:
+    if any(type(name) is not str for name in _of_type(names, list, "classes")):
+        raise ValueError("classes are not all texts")
+    if len(set(names)) != len(names):
+        raise ValueError("classes have a name twice")
+    return list(names)
 
 
 def _tokenizer(row: Any) -> Tokenizer:

@@ -35,8 +35,10 @@ from pipeline.tar import scan
 from pipeline.tokenizer import parse_tokenizer, special_tokens
 from pipeline.verify_files import RULES as FILE_RULES
 from pipeline.verify_files import check_content, check_files, check_sidecars
+from pipeline.verify_images import RULES as IMAGE_RULES
+from pipeline.verify_images import ImageRules
 from pipeline.verify_shard import RULES as SHARD_RULES
-from pipeline.verify_shard import Fault, Findings, verify_shard
+from pipeline.verify_shard import Fault, Findings, SampleRules, verify_shard
 from pipeline.verify_text import RULES as TEXT_RULES
 from pipeline.verify_text import TextRules
 
@@ -47,6 +49,7 @@ RULES = {
     **SHARD_RULES,
     "keys": "keys are unique over the dataset",
     **TEXT_RULES,
+    **IMAGE_RULES,
 }
 EXAMPLES = 3
 """Faults shown of each rule; `--all` shows every one."""
@@ -193,7 +196,9 @@ def _verify_shards(
             yield started[future], future.result()
 
 
-def _rules(manifest: Manifest) -> TextRules | None:
+def _rules(manifest: Manifest) -> SampleRules | None:
+    if manifest.kind == "image":
+        return ImageRules(len(manifest.classes))
     if manifest.kind != "text" or manifest.tokenizer is None or manifest.token_dtype is None:
         return None
     return TextRules(

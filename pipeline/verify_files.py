@@ -21,7 +21,7 @@ RULES = {
     "files": "all files are there, and no others",
     "sidecars": "what lies beside the tars can be read, and agrees with the manifest",
 }
-KINDS = ("text",)
+KINDS = ("text", "image")
 REPORTS = ("config.yaml", "report.html", "report.json")
 REJECTS = "rejects"
 

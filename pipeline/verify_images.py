@@ -24,8 +24,8 @@ class ImageRules:
 
     num_classes: int
     """Indices are below it; 0 where the images have no class."""
-    extensions: tuple[str, ...]
-    """The members of a sample."""
+    extensions: tuple[str, ...] = ()
+    """Those of the first sample: the corpus decides what lies beside an image."""
 
     def check(
         self, samples: list[StoredSample], tar: memoryview, name: str, findings: Findings
@@ -34,6 +34,10 @@ class ImageRules:
         for sample in samples:
             where = f"{name}: {sample.key}"
             contents = sample.contents(tar)
+            if "json" not in contents or len(set(contents) & set(FORMATS)) != 1:
+                wanted = f"one of {', '.join(FORMATS)}, and json"
+                findings.add("image", where, f"has {', '.join(contents)}; must have {wanted}")
+                continue
             size = self._check_image(contents, where, findings)
             _check_metadata(contents["json"], size, where, findings)
             if "cls" in contents:

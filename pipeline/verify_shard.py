@@ -95,7 +95,7 @@ class SampleRules(Protocol):
 
     @property
     def extensions(self) -> tuple[str, ...]:
-        """The members that every sample has."""
+        """The members that every sample has; none: those of the first sample."""
         ...
 
     def check(
@@ -217,7 +217,7 @@ def _check_samples(
         message = f"holds {len(samples)} samples, the manifest says {shard.samples}"
         findings.add("samples", shard.name, message if samples else "is empty")
     apart = _check_adjacent(samples, shard.name, findings)
-    expected = rules.extensions if rules else _extensions(samples)
+    expected = (rules.extensions if rules else ()) or _extensions(samples)
     whole = [
         sample
         for sample in samples

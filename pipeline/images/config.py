@@ -1,9 +1,10 @@
 """The config of an image build: what its stages are told."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pipeline.config import PipelineConfig
+from pipeline.images.process import Config as ProcessConfig
 
 
 @dataclass(frozen=True)
@@ -14,3 +15,6 @@ class ImagePipelineConfig(PipelineConfig):
     """One image a sample."""
     libraries: ClassVar[tuple[str, ...]] = ("pillow",)
     """What decodes, resizes and encodes."""
+
+    images: ProcessConfig = field(default_factory=ProcessConfig)
+    """What becomes of each image."""

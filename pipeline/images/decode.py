@@ -96,7 +96,7 @@ def open_image(encoded: bytes, config: Config) -> Opened | BadImage:
     except PIL.UnidentifiedImageError:
         return BadImage("unknown_format", f"begins with {encoded[:12]!r}")
     except Exception as error:  # noqa: BLE001 - decoders raise whatever damaged bytes lead to
-        return BadImage("damaged_image", _line(error))
+        return _bad(error)
     if image.width * image.height > config.max_pixels:
         found = f"{image.width} x {image.height} pixels"
         return BadImage("too_many_pixels", f"{found}; images.decode.max_pixels={config.max_pixels}")
@@ -115,8 +115,7 @@ def load(opened: Opened, config: Config, *, wished_side: int = 0) -> Decoded | B
     try:
         return _load(opened, config, wished_side)
     except Exception as error:  # noqa: BLE001 - as above
-        truncated = "truncated" in str(error) or isinstance(error, EOFError)
-        return BadImage("truncated_image" if truncated else "damaged_image", _line(error))
+        return _bad(error)
 
 
 def decode(encoded: bytes, config: Config) -> Decoded | BadImage:
@@ -210,5 +209,7 @@ def _transform(profile: bytes, mode: str) -> PIL.ImageCms.ImageCmsTransform | No
     return PIL.ImageCms.ImageCmsTransform(source, srgb, mode, "RGB")
 
 
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+def _bad(error: Exception) -> BadImage:
+    truncated = "truncated" in str(error).lower() or isinstance(error, EOFError)
+    detail = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return BadImage("truncated_image" if truncated else "damaged_image", detail)

@@ -8,7 +8,7 @@ from pipeline.tar import Sample, write_shard
 from pipeline.verify_images import ImageRules
 from pipeline.verify_shard import verify_shard
 
-RULES = ImageRules(num_classes=2, extensions=("cls", "jpg", "json", "txt"))
+RULES = ImageRules(num_classes=2)
 
 
 def jpeg(width=8, height=6):
@@ -54,3 +54,10 @@ def test_each_damage_is_one_fault(tmp_path, changes, rule, message):
     ((found, where, text),) = faults(tmp_path, **changes)
     assert (found, where) == (rule, "train-000000.tar: b")
     assert message in text
+
+
+def test_a_sample_without_an_image(tmp_path):
+    path = tmp_path / "train-000000.tar"
+    shard = write_shard(path, [Sample("a", {"json": b"{}", "gif": b""})])
+    ((fault,)) = verify_shard(path, shard, RULES).faults
+    assert fault.message == "has gif, json; must have one of jpg, png, webp, and json"

@@ -165,7 +165,7 @@ def reason_of(encoded, **config):
 def test_what_is_no_image():
     assert reason_of(b"") == "empty_file"
     assert reason_of(b"<html>not found</html>") == "unknown_format"
-    assert reason_of(b"\xff\xd8\xff") in ("unknown_format", "damaged_image")
+    assert reason_of(b"\xff\xd8\xff") in ("unknown_format", "truncated_image")
     floats = PIL.Image.fromarray(GREY.astype(np.float32))
     assert reason_of(file_of(floats, "TIFF")) == "unsupported_pixels"
 

@@ -1,0 +1,54 @@
+"""Builds of images: nothing has to be made first, and classes are known when all is read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+
+from pipeline.corpus import Portion
+from pipeline.decide import Decision
+from pipeline.images.config import ImagePipelineConfig
+from pipeline.images.encode import EXTENSIONS
+from pipeline.images.samples import ImageSamples
+from pipeline.images.stages import EncodedImages
+from pipeline.work import WorkFolder
+
+
+@dataclass(frozen=True, slots=True)
+class ImageKind:
+    """A build of images."""
+
+    config: ImagePipelineConfig
+    work: WorkFolder
+
+    @property
+    def fingerprint(self) -> str:
+        """Samples depend on config and corpus alone."""
+        return ""
+
+    @property
+    def cutter(self) -> ImageSamples:
+        """One image a sample."""
+        corpus = self.config.corpus
+        return ImageSamples(
+            extension=EXTENSIONS[self.config.images.encode.format],
+            members=corpus.module.members(corpus.config),
+            classes_path=str(self.work.classes),
+        )
+
+    def target_weight(self, target_bytes: int) -> int:
+        """Bytes of a shard."""
+        return target_bytes
+
+    def encoded(self, portions: Sequence[Portion], work: WorkFolder) -> beam.PTransform:
+        """Images, read, decoded, filtered, resized and encoded."""
+        return EncodedImages(self.config, portions, work)
+
+    def manifest_fields(self, decision: Decision) -> dict[str, Any]:
+        """The class map."""
+        return {"classes": decision.classes}
+
+    def write_beside(self, folder: Path) -> None:
+        """Nothing lies beside the shards."""

@@ -1,0 +1,108 @@
+"""The stages of images between their reader and the shuffle."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+
+from pipeline.batch import Batch, Count, concat, count, encoded_rows, reject, text_buffers
+from pipeline.corpus import Portion
+from pipeline.images.config import ImagePipelineConfig
+from pipeline.images.process import Config, Processed, process
+from pipeline.images.rows import ENCODED_IMAGES, SAID
+from pipeline.images.samples import render_metadata
+from pipeline.key import KeyDocuments
+from pipeline.progress import CountProgress
+from pipeline.read import ReadCorpus
+from pipeline.shuffle import Spread
+from pipeline.tar import BLOCK
+from pipeline.work import WorkFolder
+
+STAGES = ("decode", "filter")
+"""What processing may refuse an image in, in order."""
+
+
+@dataclass
+class EncodedImages(beam.PTransform):  # type: ignore[misc]
+    """Nothing -> batches of images as the dataset holds them, rows of `ENCODED_IMAGES`."""
+
+    config: ImagePipelineConfig
+    """Of the build."""
+    portions: Sequence[Portion]
+    """What to read, in the order of `spread_order`."""
+    work: WorkFolder
+    """Of the build."""
+
+    def expand(self, start: beam.pvalue.PBegin) -> beam.PCollection:
+        corpus = self.config.corpus
+        return (
+            start
+            | "ListPortions" >> beam.Create([list(enumerate(self.portions))])
+            | "EachPortion" >> beam.FlatMap(list)
+            | "SpreadPortions" >> Spread()
+            | "ReadCorpus" >> ReadCorpus(format=corpus.name, config=corpus.config)
+            | "ProcessImages" >> beam.Map(process_images, config=self.config.images)
+            | "KeyImages" >> KeyDocuments(deduplicate=self.config.deduplicate)
+            | "CountProgress" >> CountProgress(self.work)
+            | "PackImages" >> beam.Map(pack_images)
+        )
+
+
+def process_images(batch: Batch, config: Config) -> Batch:
+    """The images of a batch as the dataset will hold them, their size in the metadata."""
+    images = batch.documents
+    results = [process(bytes(encoded), config) for encoded in _contents(images)]
+    for stage in STAGES:
+        refused = [not isinstance(one, Processed) and one[0] == stage for one in results]
+        denied = images.filter(pa.array(refused, pa.bool_()))
+        images = images.filter(pa.array(~np.array(refused, np.bool_)))
+        bad = [one[1] for one in results if not isinstance(one, Processed) and one[0] == stage]
+        results = [one for one, out in zip(results, refused, strict=True) if not out]
+        reasons, details = [one.reason for one in bad], [one.detail for one in bad]
+        rejects = concat([batch.rejects, reject(denied, stage, reasons, details)])
+        batch = replace(count(batch, stage, images), rejects=rejects)
+    done = [one for one in results if isinstance(one, Processed)]
+    return count(batch, "resize", _with_results(images, done))
+
+
+def pack_images(batch: Batch) -> Batch:
+    """Batches of keyed images -> rows of `ENCODED_IMAGES`; a shard is filled by bytes of the tar.
+
+    A member takes its content, padded, and a header of 512 bytes.
+    """
+    images = batch.documents
+    offsets, _ = text_buffers(images)
+    sizes = np.diff(offsets)
+    rows = encoded_rows(
+        images, payload=images.column("image"), weight=sizes + 4 * BLOCK, size=sizes
+    )
+    columns = [*rows.columns, *(images.column(name) for name in SAID)]
+    documents = pa.RecordBatch.from_arrays(columns, schema=ENCODED_IMAGES)
+    num_images, num_bytes = images.num_rows, int(sizes.sum())
+    entry = Count("pack", num_images, num_bytes, num_images, num_bytes)
+    return replace(batch, documents=documents, counts=(*batch.counts, entry))
+
+
+def _contents(images: pa.RecordBatch) -> Iterator[memoryview]:
+    offsets, content = text_buffers(images)
+    ends = offsets.tolist()
+    for first, stop in zip(ends[:-1], ends[1:], strict=True):
+        yield content.data[first:stop]
+
+
+def _with_results(images: pa.RecordBatch, done: list[Processed]) -> pa.RecordBatch:
+    metadata = [
+        render_metadata(said, width=one.width, height=one.height)
+        for said, one in zip(images.column("metadata").to_pylist(), done, strict=True)
+    ]
+    names = images.schema.names
+    images = images.set_column(
+        names.index("image"),
+        images.schema.field("image"),
+        pa.array([one.encoded for one in done], pa.large_binary()),
+    )
+    return images.set_column(
+        names.index("metadata"), images.schema.field("metadata"), pa.array(metadata, pa.string())
+    )

@@ -1,0 +1,138 @@
+"""Class folders of images become a dataset that everything reads."""
+
+import io
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import webdataset
+
+import datasets
+from configs import load
+from pipeline.build import build
+from pipeline.config import PipelineConfig
+from pipeline.images.process import process
+from pipeline.manifest import read_manifest
+from pipeline.verify import verify
+
+CLASSES = ("cat", "dog", "émeu")
+
+
+def jpeg(number, size=(80, 60)):
+    values = np.random.default_rng(number).integers(0, 256, (6, 8, 3), np.uint8)
+    file = io.BytesIO()
+    PIL.Image.fromarray(values).resize(size).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """60 images in three classes, a copy of one, and some that are refused."""
+    folder = tmp_path_factory.mktemp("corpus")
+    files = {f"{CLASSES[number % 3]}/{number}": jpeg(number) for number in range(60)}
+    files |= {
+        "dog/again": jpeg(4),
+        "cat/empty": b"",
+        "cat/cut": jpeg(3)[:500],
+        "cat/page": b"<html>not found</html>",
+        "cat/tiny": jpeg(99, (7, 7)),
+        "loose": jpeg(98),
+    }
+    for name, content in files.items():
+        path = folder / f"{name}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        path.with_suffix(".txt").write_text(f"café {path.stem}")
+    (folder / "dog/silent.jpg").write_bytes(jpeg(97))
+    return folder
+
+
+def make(corpus, dataset_dir, *overrides, **arguments):
+    fixed = [
+        f"dataset_dir={dataset_dir}",
+        "corpus.format=image_folder",
+        f"corpus.path=[{corpus}]",
+        "corpus.caption_extension=.txt",
+        "images.resize.size=32",
+        "images.filter.min_side=10",
+        "split.fraction=0.2",
+        "shards.target_mib=0.05",
+        "max_bad_fraction=0.5",
+    ]
+    return build(load(PipelineConfig, None, [*fixed, *overrides]), **arguments)
+
+
+@pytest.fixture(scope="module")
+def built(corpus, tmp_path_factory):
+    return make(corpus, tmp_path_factory.mktemp("built") / "dataset")
+
+
+def samples_of(dataset_dir, pattern="*.tar"):
+    urls = sorted(map(str, dataset_dir.glob(pattern)))
+    return list(webdataset.WebDataset(urls, shardshuffle=False))
+
+
+def test_every_image_is_there_once_as_processed(built, corpus):
+    """Bytes, class and caption of each, against the kernel on the files of the corpus."""
+    config = load(PipelineConfig, built / "config.yaml").images
+    expected = {}
+    for number in range(60):
+        name = CLASSES[number % 3]
+        done = process((corpus / name / f"{number}.jpg").read_bytes(), config)
+        expected[f"café {number}"] = (done.encoded, CLASSES.index(name))
+    samples = samples_of(built)
+    found = {s["txt"].decode(): (s["jpg"], int(s["cls"])) for s in samples}
+    assert found == expected  # of the copies 4 stays: its name is the smaller one
+    assert len(samples) == 60
+    for sample in samples:
+        assert json.loads(sample["json"]) == {"width": 43, "height": 32}
+        assert PIL.Image.open(io.BytesIO(sample["jpg"])).size == (43, 32)
+
+
+def test_manifest_and_verify(built):
+    manifest = read_manifest(built)
+    assert (manifest.kind, manifest.classes, manifest.tokenizer) == ("image", CLASSES, None)
+    assert set(manifest.splits) == {"train", "validation"}
+    assert sum(map(len, manifest.splits.values())) > 2
+    assert verify(built) == []
+
+
+def test_nothing_vanishes(built):
+    report = json.loads((built / "report.json").read_text())
+    assert {(row["stage"], row["reason"]): row["records"] for row in report["rejects"]} == {
+        ("read", "missing_class"): 1,
+        ("read", "missing_caption"): 1,
+        ("decode", "empty_file"): 1,
+        ("decode", "truncated_image"): 1,
+        ("decode", "unknown_format"): 1,
+        ("filter", "side_too_small"): 1,
+        ("deduplicate", "duplicate"): 1,
+    }
+    assert report["funnel"][0]["records_in"] == 67
+    assert report["funnel"][-1]["records_out"] == 60
+
+
+def test_any_number_of_workers_and_both_ways_give_the_same_bytes(built, corpus, tmp_path):
+    two = make(corpus, tmp_path / "two", "num_workers=2")
+    keyed = make(corpus, tmp_path / "keyed", spills=False)
+    for other in (two, keyed):
+        assert (other / "manifest.json").read_bytes() == (built / "manifest.json").read_bytes()
+        for tar in built.glob("*.tar"):
+            assert (other / tar.name).read_bytes() == tar.read_bytes()
+
+
+def test_hugging_face_reads_the_folder(built):
+    loaded = datasets.load_dataset(str(built), split="train")
+    rows = {row["txt"]: (row["cls"], row["jpg"].size) for row in loaded}
+    expected = {
+        sample["txt"].decode(): (int(sample["cls"]), (43, 32))
+        for sample in samples_of(built, "train-*.tar")
+    }
+    assert rows == expected
+
+
+def test_too_many_unreadable_images_refuse_the_build(corpus, tmp_path):
+    with pytest.raises(Exception, match=r"3 of 67 records \(4.48%\).*max_bad_fraction"):
+        make(corpus, tmp_path / "dataset", "max_bad_fraction=0.04")
+    assert not (tmp_path / "dataset/manifest.json").exists()
