@@ -129,6 +129,7 @@ def _write_beside(
     report = build_report(
         building.decision,
         rows,
+        kind=building.config.kind,
         request=building.request,
         corpus_files=len({file.url for portion in building.portions for file in portion.files}),
         corpus_bytes=sum(portion.bytes for portion in building.portions),

@@ -36,6 +36,7 @@ def build_report(
     decision: Decision,
     rows: Sequence[ShardRow],
     *,
+    kind: str,
     request: str,
     corpus_files: int,
     corpus_bytes: int,
@@ -44,6 +45,7 @@ def build_report(
     """The report as a tree: what came in, what each stage did, what came out."""
     tallies = add_tallies([*decision.tallies, *(one for row in rows for one in row.duplicates)])
     return {
+        "kind": kind,
         "request": request,
         "seconds": round(seconds, 1),
         "corpus": {"files": corpus_files, "bytes": corpus_bytes},
@@ -95,10 +97,11 @@ def _render(report: dict[str, Any]) -> list[Table | str]:
     if report["rejects"]:
         parts.append(_rejects_table(report["rejects"]))
     for split, sums in report["splits"].items():
-        parts.append(
-            f"{split}: {sums['documents']:,} documents, {sums['tokens']:,} tokens, "
-            f"{sums['shards']} shards, {sums['bytes'] / 1e6:,.1f} MB"
-        )
+        held = f"{sums['documents']:,} images"
+        if report["kind"] == "text":
+            held = f"{sums['documents']:,} documents, {sums['tokens']:,} tokens"
+        size = f"{sums['shards']} shards, {sums['bytes'] / 1e6:,.1f} MB"
+        parts.append(f"{split}: {held}, {size}")
     rate = report["corpus"]["bytes"] / 1e6 / max(report["seconds"], 0.1)
     parts.append(f"{report['seconds']:,.1f} s, {rate:.1f} MB/s of corpus")
     return parts

@@ -21,6 +21,8 @@ def render_html(report: dict[str, Any]) -> str:
         f"{corpus['files']:,} corpus files, {corpus['bytes'] / 1e6:,.1f} MB, "
         f"built in {report['seconds']:,.1f} s."
     )
+    is_text = report["kind"] == "text"
+    documents = "documents" if is_text else "images"
     body = [
         "<h1>Dataset report</h1>",
         f"<p>{escape(intro)}</p>",
@@ -28,20 +30,20 @@ def render_html(report: dict[str, Any]) -> str:
         _funnel(report["funnel"]),
         "<h2>Splits</h2>",
         _table(
-            ("split", "documents", "tokens", "shards", "bytes"),
+            ("split", documents, "tokens", "shards", "bytes"),
             [
                 (name, one["documents"], one["tokens"], one["shards"], one["bytes"])
                 for name, one in report["splits"].items()
             ],
         ),
-        "<h2>Document lengths</h2>",
+        "<h2>Document lengths, tokens</h2>" if is_text else "<h2>Image sizes, bytes</h2>",
         _lengths(report["lengths"]),
         "<h2>Rejects</h2>",
         *map(_reject, report["rejects"]),
         "" if report["rejects"] else "<p>None.</p>",
         "<h2>Shards</h2>",
         _table(
-            ("name", "documents", "tokens", "samples", "bytes"),
+            ("name", documents, "tokens", "samples", "bytes"),
             [tuple(row.values()) for row in report["shards"]],
         ),
     ]

@@ -7,6 +7,7 @@ from pipeline.report_html import render_html
 
 EVIL = "<script>alert('x')</script>&\ud800"
 REPORT = {
+    "kind": "text",
     "request": "r",
     "seconds": 2.0,
     "corpus": {"files": 2, "bytes": 3_000_000},
