@@ -1,7 +1,5 @@
 """Builds killed by SIGKILL, or by a full disk, end with the same bytes when they are run again."""
 
-import hashlib
-import json
 import os
 import random
 import resource
@@ -20,21 +18,6 @@ from pipeline.runner import StageError
 from pipeline.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = [
-    "the",
-    "and",
-    "that",
-    "with",
-    "have",
-    "river",
-    "mountain",
-    "letter",
-    "window",
-    "garden",
-    "answer",
-    "morning",
-]
-
 DIES_AT = """
 import os, pathlib, signal, sys
 left, before = int(sys.argv.pop(1)), sys.argv.pop(1) == "before"
@@ -56,15 +39,8 @@ main(sys.argv[1:])
 
 
 @pytest.fixture(scope="module")
-def yaml_path(tmp_path_factory):
+def yaml_path(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kills")
-    corpus = folder / "corpus"
-    corpus.mkdir()
-    rng = random.Random(0)
-    for name in ("a", "b", "c"):
-        texts = [" ".join(rng.choices(WORDS, k=rng.randint(40, 90))) for _ in range(150)]
-        lines = [json.dumps({"text": text}) for text in [*texts, *texts[:5]]]
-        (corpus / f"{name}.jsonl").write_text("\n".join(lines))
     path = folder / "build.yaml"
     path.write_text(
         f"dataset_dir: {folder}/undisturbed\n"
@@ -78,7 +54,7 @@ def yaml_path(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(yaml_path):
+def undisturbed(yaml_path, digests):
     """Digests of an undisturbed build, and its number of renames."""
     renames = 0
     rename = Path.replace
@@ -94,12 +70,6 @@ def undisturbed(yaml_path):
     return digests(dataset_dir), renames
 
 
-def digests(dataset_dir):
-    kept = [*dataset_dir.glob("*.tar"), *dataset_dir.glob("*.idx"), *dataset_dir.rglob("*.gz")]
-    kept += [dataset_dir / "manifest.json", dataset_dir / "tokenizer.json"]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
-
-
 def killed_at(yaml_path, dataset_dir, rename, when):
     words = [str(rename), when, str(yaml_path), f"dataset_dir={dataset_dir}"]
     command = [sys.executable, "-c", DIES_AT, *words]
@@ -111,38 +81,44 @@ def finish(yaml_path, dataset_dir):
     return build(load(PipelineConfig, yaml_path, [f"dataset_dir={dataset_dir}"]))
 
 
-def check_kill(yaml_path, undisturbed, dataset_dir, *, rename, when):
-    expected, renames = undisturbed
-    assert killed_at(yaml_path, dataset_dir, rename, when) == -signal.SIGKILL
-    is_last = rename == renames and when == "after"
-    assert (dataset_dir / "manifest.json").exists() == is_last
-    assert digests(finish(yaml_path, dataset_dir)) == expected
-    assert not (dataset_dir / ".work").exists()
-    assert not (dataset_dir / ".lock").exists()
-    assert verify(dataset_dir) == []
+@pytest.fixture
+def check_kill(yaml_path, undisturbed, digests):
+    """A build killed at its n-th rename is finished by the same command, to the same bytes."""
+
+    def check(dataset_dir, *, rename, when):
+        expected, renames = undisturbed
+        assert killed_at(yaml_path, dataset_dir, rename, when) == -signal.SIGKILL
+        is_last = rename == renames and when == "after"
+        assert (dataset_dir / "manifest.json").exists() == is_last
+        assert digests(finish(yaml_path, dataset_dir)) == expected
+        assert not (dataset_dir / ".work").exists()
+        assert not (dataset_dir / ".lock").exists()
+        assert verify(dataset_dir) == []
+
+    return check
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
-def test_killed_on_the_way(yaml_path, undisturbed, tmp_path, share):
+def test_killed_on_the_way(check_kill, undisturbed, tmp_path, share):
     """Tokenizer, portions, spills, shards, publication: renames come in this order."""
     rename = max(1, round(share * undisturbed[1]))
-    check_kill(yaml_path, undisturbed, tmp_path / "d", rename=rename, when="before")
+    check_kill(tmp_path / "d", rename=rename, when="before")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_killed_at_the_manifest(yaml_path, undisturbed, tmp_path, when):
-    check_kill(yaml_path, undisturbed, tmp_path / "d", rename=undisturbed[1], when=when)
+def test_killed_at_the_manifest(check_kill, undisturbed, tmp_path, when):
+    check_kill(tmp_path / "d", rename=undisturbed[1], when=when)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
-def test_killed_at_every_rename(yaml_path, undisturbed, tmp_path):
+def test_killed_at_every_rename(check_kill, undisturbed, tmp_path):
     for rename in range(1, undisturbed[1] + 1):
         for when in ("before", "after"):
             folder = tmp_path / f"{rename}-{when}"
-            check_kill(yaml_path, undisturbed, folder, rename=rename, when=when)
+            check_kill(folder, rename=rename, when=when)
 
 
 def kill_two_processes(yaml_path, dataset_dir, seconds):
@@ -170,7 +146,7 @@ def children(pid):
 
 
 @pytest.mark.slow
-def test_killed_driver_takes_its_workers_along(yaml_path, undisturbed, tmp_path):
+def test_killed_driver_takes_its_workers_along(yaml_path, undisturbed, digests, tmp_path):
     workers = []
     for seconds in (8, 16, 32):  # a loaded machine starts workers late
         workers = kill_two_processes(yaml_path, tmp_path / "d", seconds)
@@ -187,7 +163,7 @@ def test_killed_driver_takes_its_workers_along(yaml_path, undisturbed, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_killed_worker_fails_the_build_in_one_line(yaml_path, undisturbed, tmp_path):
+def test_a_killed_worker_fails_the_build_in_one_line(yaml_path, undisturbed, digests, tmp_path):
     command = [sys.executable, "-m", "pipeline", str(yaml_path)]
     command += [f"dataset_dir={tmp_path / 'd'}", "num_workers=2"]
     driver = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -203,7 +179,7 @@ def test_a_killed_worker_fails_the_build_in_one_line(yaml_path, undisturbed, tmp
 
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
-def test_killed_at_random_moments_with_two_processes(yaml_path, undisturbed, tmp_path):
+def test_killed_at_random_moments_with_two_processes(yaml_path, undisturbed, digests, tmp_path):
     rng = random.Random(1)
     for turn in range(20):
         for _ in range(3):
@@ -212,7 +188,7 @@ def test_killed_at_random_moments_with_two_processes(yaml_path, undisturbed, tmp
 
 
 @pytest.mark.slow
-def test_full_disk_is_told_and_a_rerun_finishes(yaml_path, undisturbed, tmp_path):
+def test_full_disk_is_told_and_a_rerun_finishes(yaml_path, digests, tmp_path):
     """A limit on the size of files stops the build as a full disk does, at its first shard."""
     shard_bytes = 20_480
 
@@ -262,7 +238,7 @@ def test_a_disk_too_small_is_told_at_once_and_fails_with_advice(yaml_path, disk,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["100k", "200k", "300k", "400k"])
-def test_a_disk_that_fills_up(yaml_path, undisturbed, disk, size, monkeypatch):
+def test_a_disk_that_fills_up(yaml_path, undisturbed, digests, disk, size, monkeypatch):
     """At whatever point: the run is told, and finishes once there is room."""
     monkeypatch.setattr("pipeline.build.check_free_space", lambda *_, **__: None)
     resize(disk, size)

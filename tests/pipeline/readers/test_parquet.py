@@ -27,19 +27,6 @@ def _read(path: Path, **fields: object) -> list[list[Batch]]:
     return read
 
 
-def _documents(batches: list[Batch]) -> list[tuple[int, bytes]]:
-    rows = [row for batch in batches for row in batch.documents.to_pylist()]
-    return [(row["position"], row["text"]) for row in rows]
-
-
-def _rejects(batches: list[Batch]) -> list[tuple[str, int, str, int, str]]:
-    rows = [row for batch in batches for row in batch.rejects.to_pylist()]
-    return [
-        (row["reason"], row["position"], row["detail"], row["bytes"], row["excerpt"])
-        for row in rows
-    ]
-
-
 @pytest.mark.parametrize(
     "kind",
     [
@@ -53,17 +40,17 @@ def _rejects(batches: list[Batch]) -> list[tuple[str, int, str, int, str]]:
     ],
     ids=str,
 )
-def test_kinds_of_column(tmp_path, kind):
+def test_kinds_of_column(documents_in, tmp_path, kind):
     encoded = [text.encode() for text in TEXTS]
     is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
     column = pa.array(encoded if is_binary else TEXTS).cast(kind)
     table = pa.table({"nested": [{"text": 1}] * 4, "body": column})
     pq.write_table(table, tmp_path / "a.parquet")
     ((*batches,),) = _read(tmp_path, column="body")
-    assert _documents(batches) == list(enumerate(encoded))
+    assert documents_in(batches) == list(enumerate(encoded))
 
 
-def test_row_groups_are_portions_of_about_the_size_asked_for(tmp_path):
+def test_row_groups_are_portions_of_about_the_size_asked_for(documents_in, tmp_path):
     texts = [f"{number:07d}" * 60_000 for number in range(8)]
     table = pa.table({"text": texts})
     pq.write_table(
@@ -75,25 +62,25 @@ def test_row_groups_are_portions_of_about_the_size_asked_for(tmp_path):
     assert [cut[:2] for cut in cuts] == [(0, 2), (2, 4), (4, 6), (6, 8)]
     assert all(840_000 < size <= 1 << 20 for _, _, size in cuts)
     read = _read(tmp_path, portion_mib=1)
-    assert [_documents(batches) for batches in read] == [
+    assert [documents_in(batches) for batches in read] == [
         [(row, texts[row].encode()) for row in (first, first + 1)] for first in (0, 2, 4, 6)
     ]
 
 
-def test_batches_hold_about_four_megabytes(tmp_path):
+def test_batches_hold_about_four_megabytes(documents_in, tmp_path):
     pq.write_table(pa.table({"text": ["x" * 1_000_000] * 10}), tmp_path / "a.parquet")
     ((*batches,),) = _read(tmp_path)
     assert [batch.documents.num_rows for batch in batches] == [4, 4, 2, 0]
-    assert [position for position, _ in _documents(batches)] == list(range(10))
+    assert [position for position, _ in documents_in(batches)] == list(range(10))
 
 
-def test_null_and_large_values_are_rejects(tmp_path):
+def test_null_and_large_values_arerejects_in(documents_in, rejects_in, tmp_path):
     large = "y" * ((1 << 20) + 1)
     pq.write_table(pa.table({"text": ["a", None, large, "b"]}), tmp_path / "a.parquet")
     ((*batches,),) = _read(tmp_path, max_record_mib=1)
-    assert _documents(batches) == [(0, b"a"), (3, b"b")]
+    assert documents_in(batches) == [(0, b"a"), (3, b"b")]
     size = len(large)
-    assert _rejects(batches) == [
+    assert rejects_in(batches) == [
         ("missing_value", 1, "null", 0, ""),
         ("record_too_large", 2, f"a value of {size} bytes{ABOVE}", size, "y" * 500),
     ]
@@ -119,16 +106,16 @@ def test_column_that_is_no_text(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 no parquet PAR1"])
-def test_file_that_is_no_parquet_is_a_reject(tmp_path, content):
+def test_file_that_is_no_parquet_is_a_reject(documents_in, rejects_in, tmp_path, content):
     (tmp_path / "a.parquet").write_bytes(content)
     ((*batches,),) = _read(tmp_path)
-    assert _documents(batches) == []
-    ((reason, position, detail, size, _),) = _rejects(batches)
+    assert documents_in(batches) == []
+    ((reason, position, detail, size, _),) = rejects_in(batches)
     assert (reason, position, size) == ("unreadable_file", 0, len(content))
     assert "arquet" in detail
 
 
-def test_damaged_row_group_keeps_the_others(tmp_path):
+def test_damaged_row_group_keeps_the_others(documents_in, rejects_in, tmp_path):
     texts = [str(number) * 50_000 for number in range(4)]
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": texts}), path, row_group_size=1, compression="snappy")
@@ -138,8 +125,8 @@ def test_damaged_row_group_keeps_the_others(tmp_path):
     content[start : start + 40] = b"\xff" * 40
     path.write_bytes(content)
     ((*batches,),) = _read(tmp_path)
-    assert _documents(batches) == [(row, texts[row].encode()) for row in (0, 1, 3)]
-    assert [reject[:2] for reject in _rejects(batches)] == [("unreadable_file", 2)]
+    assert documents_in(batches) == [(row, texts[row].encode()) for row in (0, 1, 3)]
+    assert [reject[:2] for reject in rejects_in(batches)] == [("unreadable_file", 2)]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +141,7 @@ def test_damaged_row_group_keeps_the_others(tmp_path):
     ids=repr,
 )
 @pytest.mark.parametrize("when", ["open", "read"])
-def test_a_store_that_fails_is_no_bad_data(tmp_path, monkeypatch, failure, when):
+def test_a_store_that_fails_is_no_bad_data(documents_in, tmp_path, monkeypatch, failure, when):
     """Else a lost connection would lose a share of the corpus that `max_bad_fraction` allows."""
     rows = pa.table({"text": [str(number) * 50_000 for number in range(4)]})
     pq.write_table(rows, tmp_path / "a.parquet", row_group_size=1, compression="none")
@@ -166,7 +153,7 @@ def test_a_store_that_fails_is_no_bad_data(tmp_path, monkeypatch, failure, when)
 
     batches = parquet.read(portion, config)
     if when == "read":
-        assert _documents([next(batches)])[0][0] == 0
+        assert documents_in([next(batches)])[0][0] == 0
         monkeypatch.setattr(LocalFileOpener, "read", fail)
     else:
         monkeypatch.setattr(parquet, "open_corpus_file", fail)

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.batch import Batch
-from pipeline.corpus import Portion, list_files
+from pipeline.corpus import list_files
 from pipeline.readers import text
 
 MIB = 1 << 20
@@ -18,32 +17,10 @@ MIB = 1 << 20
 ABOVE = "; corpus.max_record_mib=1 allows 1048576"
 
 
-def _read(path: Path, start: int = 0, stop: int | None = None, **fields: object) -> list[Batch]:
-    config = text.Config(path=(str(path),), **fields)
-    file = list_files(config.path, text.EXTENSIONS)[0]
-    stop = file.bytes if stop is None else stop
-    batches = list(text.read(Portion(0, file, start, stop, stop - start), config))
-    assert [batch.last for batch in batches] == [False] * (len(batches) - 1) + [True]
-    return batches
-
-
-def _documents(batches: list[Batch]) -> list[tuple[int, bytes]]:
-    rows = [row for batch in batches for row in batch.documents.to_pylist()]
-    return [(row["position"], row["text"]) for row in rows]
-
-
-def _rejects(batches: list[Batch]) -> list[tuple[str, int, str, int, str]]:
-    rows = [row for batch in batches for row in batch.rejects.to_pylist()]
-    return [
-        (row["reason"], row["position"], row["detail"], row["bytes"], row["excerpt"])
-        for row in rows
-    ]
-
-
-def test_file_is_one_document_byte_for_byte(tmp_path):
+def test_file_is_one_document_byte_for_byte(read_range, documents_in, tmp_path):
     content = b"\xef\xbb\xbf a\r\n\n b \xff\n\n"
     (tmp_path / "a.txt").write_bytes(content)
-    assert _documents(_read(tmp_path / "a.txt")) == [(0, content)]
+    assert documents_in(read_range(text, tmp_path / "a.txt")) == [(0, content)]
 
 
 def test_file_is_never_cut(tmp_path):
@@ -54,48 +31,48 @@ def test_file_is_never_cut(tmp_path):
 
 
 @pytest.mark.parametrize("documents", ["file", "blocks"])
-def test_empty_file_has_no_document(tmp_path, documents):
+def test_empty_file_has_no_document(read_range, documents_in, rejects_in, tmp_path, documents):
     (tmp_path / "a.txt").touch()
-    batches = _read(tmp_path / "a.txt", documents=documents)
-    assert (_documents(batches), _rejects(batches)) == ([], [])
+    batches = read_range(text, tmp_path / "a.txt", documents=documents)
+    assert (documents_in(batches), rejects_in(batches)) == ([], [])
 
 
-def test_large_file_is_a_reject(tmp_path):
+def test_large_file_is_a_reject(read_range, documents_in, rejects_in, tmp_path):
     (tmp_path / "a.txt").write_bytes(b"x" * 3 * MIB)
-    batches = _read(tmp_path / "a.txt", max_record_mib=1)
+    batches = read_range(text, tmp_path / "a.txt", max_record_mib=1)
     size = 3 * MIB
-    assert _documents(batches) == []
-    assert _rejects(batches) == [
+    assert documents_in(batches) == []
+    assert rejects_in(batches) == [
         ("record_too_large", 0, f"a file of {size} bytes{ABOVE}", size, "x" * 500)
     ]
 
 
-def test_blocks(tmp_path):
+def test_blocks(read_range, documents_in, tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\n \none\ntwo\n\t\r\n\n three\r\nfour\r\n\r\nfive")
     expected = [(3, b"one\ntwo"), (15, b" three\r\nfour\r"), (31, b"five")]
-    assert _documents(_read(tmp_path / "a.txt", documents="blocks")) == expected
+    assert documents_in(read_range(text, tmp_path / "a.txt", documents="blocks")) == expected
 
 
 @pytest.mark.parametrize("newlines", [0, 100])
-def test_large_block_is_a_reject(tmp_path, newlines):
+def test_large_block_is_a_reject(read_range, documents_in, rejects_in, tmp_path, newlines):
     large = (b"x" * 30_000 + b"\n") * 100 if newlines else b"x" * 3 * MIB + b"\n"
     (tmp_path / "a.txt").write_bytes(b"a\n\n" + large + b"\nb\n")
-    batches = _read(tmp_path / "a.txt", documents="blocks", max_record_mib=1)
+    batches = read_range(text, tmp_path / "a.txt", documents="blocks", max_record_mib=1)
     size = len(large) - 1
-    assert _documents(batches) == [(0, b"a"), (3 + size + 2, b"b")]
-    assert _rejects(batches) == [
+    assert documents_in(batches) == [(0, b"a"), (3 + size + 2, b"b")]
+    assert rejects_in(batches) == [
         ("record_too_large", 3, f"a block of {size} bytes{ABOVE}", size, "x" * 500)
     ]
 
 
 @pytest.mark.parametrize("documents", ["file", "blocks"])
-def test_truncated_gz(tmp_path, documents):
+def test_truncated_gz(read_range, documents_in, rejects_in, tmp_path, documents):
     blocks = [b"block %d" % (number**5) for number in range(9999)]
     whole = gzip.compress(b"\n\n".join(blocks))
     (tmp_path / "a.txt.gz").write_bytes(whole[: len(whole) // 2])
-    batches = _read(tmp_path / "a.txt.gz", documents=documents)
-    texts = [found for _, found in _documents(batches)]
-    ((reason, position, detail, size, excerpt),) = _rejects(batches)
+    batches = read_range(text, tmp_path / "a.txt.gz", documents=documents)
+    texts = [found for _, found in documents_in(batches)]
+    ((reason, position, detail, size, excerpt),) = rejects_in(batches)
     assert (reason, detail) == (
         "truncated_file",
         "the compressed stream ends before its end mark",
@@ -110,13 +87,13 @@ def test_truncated_gz(tmp_path, documents):
         assert size == len(excerpt)
 
 
-def test_long_white_line_before_a_cut(tmp_path):
+def test_long_white_line_before_a_cut(read_range, documents_in, tmp_path):
     content = b"a\n" + b" " * 10_000 + b"\nb\nc"
     (tmp_path / "a.txt").write_bytes(content)
     for cut in (3, 5_000, 10_001, 10_002, 10_003, 10_004, 10_005):
-        parts = [_read(tmp_path / "a.txt", 0, cut, documents="blocks")]
-        parts.append(_read(tmp_path / "a.txt", cut, None, documents="blocks"))
-        assert [_documents(part) for part in parts] in (
+        parts = [read_range(text, tmp_path / "a.txt", 0, cut, documents="blocks")]
+        parts.append(read_range(text, tmp_path / "a.txt", cut, None, documents="blocks"))
+        assert [documents_in(part) for part in parts] in (
             [[(0, b"a")], [(10_003, b"b\nc")]],
             [[(0, b"a"), (10_003, b"b\nc")], []],
         )
@@ -130,15 +107,16 @@ BLOCK = re.compile(rb"(?:\A|(?<=\n))" + LINE + rb"(?:\n" + LINE + rb")*")
 @given(st.text(alphabet="ab \n\r\t", max_size=30).map(str.encode), st.lists(st.integers(0, 30)))
 @example(b"  a\nb", [1])
 @example(b"a\n  b\n\n c", [3, 4])
-def test_any_cuts_give_the_blocks_of_the_file(content, places):
+def test_any_cuts_give_the_blocks_of_the_file(read_range, documents_in, content, places):
     cuts = sorted({0, len(content), *(min(place, len(content)) for place in places)})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.txt"
         path.write_bytes(content)
         pieces = [
-            _read(path, *bounds, documents="blocks") for bounds in zip(cuts, cuts[1:], strict=False)
+            read_range(text, path, *bounds, documents="blocks")
+            for bounds in zip(cuts, cuts[1:], strict=False)
         ]
     expected = [(match.start(), match.group()) for match in BLOCK.finditer(content)]
-    assert [row for piece in pieces for row in _documents(piece)] == expected
+    assert [row for piece in pieces for row in documents_in(piece)] == expected
     for piece, (start, stop) in zip(pieces, zip(cuts, cuts[1:], strict=False), strict=True):
-        assert all(start <= position < stop for position, _ in _documents(piece))
+        assert all(start <= position < stop for position, _ in documents_in(piece))
