@@ -17,11 +17,19 @@ EXCERPT_BYTES = 500
 
 UNREADABLE = frozenset(
     {
+        "empty_file",
+        "invalid_class",
+        "invalid_image",
         "invalid_json",
         "invalid_utf8",
+        "missing_caption",
+        "missing_class",
         "missing_column",
+        "missing_file",
+        "missing_image",
         "missing_value",
         "not_text",
+        "path_outside",
         "truncated_file",
         "unreadable_file",
     }

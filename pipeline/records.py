@@ -4,8 +4,8 @@ A reader turns its portion into records and bad records; `gather` makes them bat
 of which the last one says so, even when it is empty.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +27,25 @@ _REJECT_BYTES = 2 * EXCERPT_BYTES
 """What a reject adds to a batch, so that a file of rejects is held in bounded memory too."""
 
 
+class Readable(Protocol):
+    """A record that could be read, of whatever kind."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its text, or image."""
+        ...
+
+
 class Record(NamedTuple):
-    """A record that could be read."""
+    """A text that could be read."""
 
     position: int
     text: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes of the text."""
+        return len(self.text)
 
 
 class BadRecord(NamedTuple):
@@ -44,6 +58,8 @@ class BadRecord(NamedTuple):
     """Bytes of the whole record."""
     head: bytes
     """Its first bytes."""
+    source: str = ""
+    """Its file, where that is not the first one of the portion."""
 
 
 def too_large(line: Line, *, what: str, max_bytes: int) -> BadRecord:
@@ -53,25 +69,42 @@ def too_large(line: Line, *, what: str, max_bytes: int) -> BadRecord:
     return BadRecord("record_too_large", position, detail, size, head)
 
 
+def text_documents(source: str, records: Sequence[Record]) -> pa.RecordBatch:
+    """Rows of `DOCUMENTS` for texts of one file."""
+    positions = np.fromiter((record.position for record in records), np.int64, len(records))
+    texts = pa.array([record.text for record in records], pa.large_binary())
+    return _text_rows(source, positions, texts)
+
+
 def gather(
-    portion: Portion, records: Iterable[Record | BadRecord], meter: Meter | None = None
+    portion: Portion,
+    records: Iterable[Readable | BadRecord],
+    meter: Meter | None = None,
+    *,
+    documents: Callable[[str, Any], pa.RecordBatch] = text_documents,
 ) -> Iterator[Batch]:
-    """Batches of the records of a portion, in order; `meter` knows what was read for them."""
+    """Batches of the records of a portion, in order; `meter` knows what was read for them.
+
+    `documents` builds the rows from the portion's first source and the records of a batch.
+    """
     meter = meter or Meter(portion.bytes)
-    good: list[Record] = []
+    source = portion.file.source
+    good: list[Readable] = []
     bad: list[BadRecord] = []
     size = 0
     for record in records:
-        if isinstance(record, Record):
-            good.append(record)
-            size += len(record.text)
-        else:
+        if isinstance(record, BadRecord):
             bad.append(record)
             size += _REJECT_BYTES
+        else:
+            good.append(record)
+            size += record.size
         if size >= BATCH_BYTES:
-            yield _batch(portion, good, bad, read_bytes=meter.take(), last=False)
+            rows = documents(source, good)
+            yield _batch(portion, rows, bad, read_bytes=meter.take(), last=False)
             good, bad, size = [], [], 0
-    yield _batch(portion, good, bad, read_bytes=meter.take(last=True), last=True)
+    rows = documents(source, good)
+    yield _batch(portion, rows, bad, read_bytes=meter.take(last=True), last=True)
 
 
 def read_batch(
@@ -84,30 +117,30 @@ def read_batch(
     last: bool = False,
 ) -> Batch:
     """A batch fresh from its file; `texts` is a large_binary array."""
-    source = portion.file.source
+    rows = _text_rows(portion.file.source, positions, texts)
+    return _batch(portion, rows, bad, read_bytes=read_bytes, last=last)
+
+
+def _text_rows(source: str, positions: npt.NDArray[np.int64], texts: pa.Array) -> pa.RecordBatch:
     codes = pa.array(np.zeros(len(texts), np.int32))
     sources = pa.DictionaryArray.from_arrays(codes, pa.array([source], pa.string()))
     columns = [sources, pa.array(positions, pa.int64()), texts]
-    documents = pa.RecordBatch.from_arrays(columns, schema=DOCUMENTS)
-    size = text_bytes(documents)
-    records_in, bytes_in = len(texts) + len(bad), size + sum(record.size for record in bad)
-    entry = Count(STAGE, records_in, bytes_in, len(texts), size)
-    return Batch(portion.index, documents, _rejects(source, bad), (entry,), last, read_bytes)
+    return pa.RecordBatch.from_arrays(columns, schema=DOCUMENTS)
 
 
 def _batch(
     portion: Portion,
-    good: list[Record],
-    bad: list[BadRecord],
+    documents: pa.RecordBatch,
+    bad: Sequence[BadRecord],
     *,
     read_bytes: int,
     last: bool,
 ) -> Batch:
-    positions = np.fromiter((record.position for record in good), np.int64, len(good))
-    texts = pa.array([record.text for record in good], pa.large_binary())
-    return read_batch(
-        portion, positions=positions, texts=texts, bad=bad, read_bytes=read_bytes, last=last
-    )
+    size, rows = text_bytes(documents), documents.num_rows
+    records_in, bytes_in = rows + len(bad), size + sum(record.size for record in bad)
+    entry = Count(STAGE, records_in, bytes_in, rows, size)
+    rejects = _rejects(portion.file.source, bad)
+    return Batch(portion.index, documents, rejects, (entry,), last, read_bytes)
 
 
 def _rejects(source: str, bad: Sequence[BadRecord]) -> pa.RecordBatch:
@@ -116,7 +149,7 @@ def _rejects(source: str, bad: Sequence[BadRecord]) -> pa.RecordBatch:
             "stage": STAGE,
             "reason": record.reason,
             "detail": record.detail,
-            "source": source,
+            "source": record.source or source,
             "position": record.position,
             "bytes": record.size,
             "excerpt": excerpt(record.head),
