@@ -17,10 +17,11 @@ EXCERPT_BYTES = 500
 
 UNREADABLE = frozenset(
     {
-        "damaged_image",
         "empty_file",
         "invalid_json",
         "invalid_utf8",
+        "missing_caption",
+        "missing_class",
         "missing_column",
         "missing_value",
         "not_text",

@@ -118,7 +118,7 @@ def blocks(opened: BinaryIO, file: CorpusFile, meter: Meter | None = None) -> It
     """
     name = file.url.lower()
     stored = _stored(opened, file, meter or Meter(0))
-    if name.endswith(".gz"):
+    if name.endswith((".gz", ".tgz")):
         return _inflate(stored, file.bytes, lambda: zlib.decompressobj(wbits=31))
     if name.endswith(".zst"):
         return _inflate(stored, file.bytes, _zstd_frame)

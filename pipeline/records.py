@@ -5,7 +5,7 @@ of which the last one says so, even when it is empty.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,26 +28,23 @@ _REJECT_BYTES = 2 * EXCERPT_BYTES
 
 
 class Readable(Protocol):
-    """A record of any kind that could be read."""
+    """A record that could be read, of whatever kind."""
 
     @property
     def size(self) -> int:
-        """Bytes of its content."""
+        """Bytes of its text, or image."""
         ...
 
 
-ReadableT = TypeVar("ReadableT", bound=Readable)
-
-
 class Record(NamedTuple):
-    """A record that could be read."""
+    """A text that could be read."""
 
     position: int
     text: bytes
 
     @property
     def size(self) -> int:
-        """Bytes of its content."""
+        """Bytes of the text."""
         return len(self.text)
 
 
@@ -62,7 +59,7 @@ class BadRecord(NamedTuple):
     head: bytes
     """Its first bytes."""
     source: str = ""
-    """Its corpus file, where the portion has several."""
+    """Its file, where that is not the first one of the portion."""
 
 
 def too_large(line: Line, *, what: str, max_bytes: int) -> BadRecord:
@@ -72,22 +69,27 @@ def too_large(line: Line, *, what: str, max_bytes: int) -> BadRecord:
     return BadRecord("record_too_large", position, detail, size, head)
 
 
+def text_documents(source: str, records: Sequence[Record]) -> pa.RecordBatch:
+    """Rows of `DOCUMENTS` for texts of one file."""
+    positions = np.fromiter((record.position for record in records), np.int64, len(records))
+    texts = pa.array([record.text for record in records], pa.large_binary())
+    return _text_rows(source, positions, texts)
+
+
 def gather(
-    portion: Portion, records: Iterable[Record | BadRecord], meter: Meter | None = None
-) -> Iterator[Batch]:
-    """Batches of the records of a portion, in order; `meter` knows what was read for them."""
-    return gather_rows(portion, records, _documents, meter)
-
-
-def gather_rows(
     portion: Portion,
-    records: Iterable[ReadableT | BadRecord],
-    rows: Callable[[Portion, list[ReadableT]], pa.RecordBatch],
+    records: Iterable[Readable | BadRecord],
     meter: Meter | None = None,
+    *,
+    documents: Callable[[str, Any], pa.RecordBatch] = text_documents,
 ) -> Iterator[Batch]:
-    """Batches of records of any kind, of which `rows` makes documents."""
+    """Batches of the records of a portion, in order; `meter` knows what was read for them.
+
+    `documents` builds the rows from the portion's first source and the records of a batch.
+    """
     meter = meter or Meter(portion.bytes)
-    good: list[ReadableT] = []
+    source = portion.file.source
+    good: list[Readable] = []
     bad: list[BadRecord] = []
     size = 0
     for record in records:
@@ -98,9 +100,11 @@ def gather_rows(
             good.append(record)
             size += record.size
         if size >= BATCH_BYTES:
-            yield _batch(portion, rows(portion, good), bad, read_bytes=meter.take(), last=False)
+            rows = documents(source, good)
+            yield _batch(portion, rows, bad, read_bytes=meter.take(), last=False)
             good, bad, size = [], [], 0
-    yield _batch(portion, rows(portion, good), bad, read_bytes=meter.take(last=True), last=True)
+    rows = documents(source, good)
+    yield _batch(portion, rows, bad, read_bytes=meter.take(last=True), last=True)
 
 
 def read_batch(
@@ -113,21 +117,13 @@ def read_batch(
     last: bool = False,
 ) -> Batch:
     """A batch fresh from its file; `texts` is a large_binary array."""
-    documents = _text_rows(portion, positions, texts)
-    return _batch(portion, documents, bad, read_bytes=read_bytes, last=last)
+    rows = _text_rows(portion.file.source, positions, texts)
+    return _batch(portion, rows, bad, read_bytes=read_bytes, last=last)
 
 
-def _documents(portion: Portion, good: list[Record]) -> pa.RecordBatch:
-    positions = np.fromiter((record.position for record in good), np.int64, len(good))
-    texts = pa.array([record.text for record in good], pa.large_binary())
-    return _text_rows(portion, positions, texts)
-
-
-def _text_rows(
-    portion: Portion, positions: npt.NDArray[np.int64], texts: pa.Array
-) -> pa.RecordBatch:
+def _text_rows(source: str, positions: npt.NDArray[np.int64], texts: pa.Array) -> pa.RecordBatch:
     codes = pa.array(np.zeros(len(texts), np.int32))
-    sources = pa.DictionaryArray.from_arrays(codes, pa.array([portion.file.source], pa.string()))
+    sources = pa.DictionaryArray.from_arrays(codes, pa.array([source], pa.string()))
     columns = [sources, pa.array(positions, pa.int64()), texts]
     return pa.RecordBatch.from_arrays(columns, schema=DOCUMENTS)
 
@@ -140,9 +136,9 @@ def _batch(
     read_bytes: int,
     last: bool,
 ) -> Batch:
-    size, num_good = text_bytes(documents), documents.num_rows
-    records_in, bytes_in = num_good + len(bad), size + sum(record.size for record in bad)
-    entry = Count(STAGE, records_in, bytes_in, num_good, size)
+    size, rows = text_bytes(documents), documents.num_rows
+    records_in, bytes_in = rows + len(bad), size + sum(record.size for record in bad)
+    entry = Count(STAGE, records_in, bytes_in, rows, size)
     rejects = _rejects(portion.file.source, bad)
     return Batch(portion.index, documents, rejects, (entry,), last, read_bytes)
 

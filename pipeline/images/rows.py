@@ -1,20 +1,25 @@
 """The rows of an image batch: encoded images with what their corpus says of them."""
 
-from dataclasses import dataclass
+import json
+import posixpath
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from pipeline.batch import ENCODED
-from pipeline.corpus import Portion
 
 IMAGES = pa.schema(
     [
         ("source", pa.dictionary(pa.int32(), pa.string())),  # corpus file, relative to its root
-        ("position", pa.int64()),  # of the record in its file: place of a member, or row number
+        (
+            "position",
+            pa.int64(),
+        ),  # of the record in its file: number of the member, or row; 0 of an image file
         ("image", pa.large_binary()),  # as stored behind the reader, as the dataset holds it later
         ("class", pa.string()),  # name of the class; null where the corpus has none
         ("caption", pa.string()),
-        ("metadata", pa.string()),  # JSON object
+        ("metadata", pa.string()),  # JSON object, keys sorted
     ]
 )
 """The columns of a batch's `documents` where the corpus is of images."""
@@ -25,39 +30,54 @@ SAID = ("class", "caption", "metadata")
 ENCODED_IMAGES = pa.schema([*ENCODED, *(IMAGES.field(name) for name in SAID)])
 """What the last stage before the shuffle makes of images."""
 
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""What the name of an image ends with, in any case."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageRecord:
-    """An image that could be read."""
+
+class ImageRecord(NamedTuple):
+    """An image that could be read, still encoded."""
 
     source: str
-    """Corpus file."""
     position: int
-    """In its file."""
     image: bytes
-    """The file of the image."""
     class_name: str | None = None
-    """Where the corpus has classes."""
     caption: str | None = None
-    """Where the corpus has captions."""
     metadata: str | None = None
-    """JSON object."""
 
     @property
     def size(self) -> int:
-        """Bytes of the image."""
+        """Bytes of the encoded image."""
         return len(self.image)
 
 
-def image_rows(portion: Portion, records: list[ImageRecord]) -> pa.RecordBatch:
-    """Rows of `IMAGES`."""
-    del portion
+def image_documents(source: str, records: Sequence[ImageRecord]) -> pa.RecordBatch:
+    """Rows of `IMAGES`; each record knows its own file, so `source` is not needed."""
+    del source
+    sources = pa.array([record.source for record in records], pa.string())
     columns = [
-        pa.array([one.source for one in records], pa.string()).dictionary_encode(),
-        pa.array([one.position for one in records], pa.int64()),
-        pa.array([one.image for one in records], pa.large_binary()),
-        pa.array([one.class_name for one in records], pa.string()),
-        pa.array([one.caption for one in records], pa.string()),
-        pa.array([one.metadata for one in records], pa.string()),
+        sources.dictionary_encode(),
+        pa.array([record.position for record in records], pa.int64()),
+        pa.array([record.image for record in records], pa.large_binary()),
+        pa.array([record.class_name for record in records], pa.string()),
+        pa.array([record.caption for record in records], pa.string()),
+        pa.array([record.metadata for record in records], pa.string()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=IMAGES)
+
+
+def class_of(name: str) -> str | None:
+    """The folder that directly holds a file: `train/cat/1.jpg` -> `cat`, `1.jpg` -> None."""
+    return posixpath.basename(posixpath.dirname(name)) or None
+
+
+def is_image(name: str) -> bool:
+    """Whether a name is that of an image, and not hidden, nor in a hidden folder."""
+    hidden = any(part.startswith(".") for part in name.removeprefix("./").split("/"))
+    return not hidden and name.lower().endswith(EXTENSIONS)
+
+
+def as_metadata(tree: dict[str, Any]) -> str | None:
+    """A JSON object with sorted keys; nothing of an empty one."""
+    if not tree:
+        return None
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -52,6 +52,7 @@ def make(corpus, dataset_dir, *overrides, **arguments):
     fixed = [
         f"dataset_dir={dataset_dir}",
         "corpus.format=image_folder",
+        "corpus.classes=true",
         f"corpus.path=[{corpus}]",
         "corpus.caption_extension=.txt",
         "images.resize.size=32",
@@ -103,7 +104,7 @@ def test_nothing_vanishes(built):
     assert {(row["stage"], row["reason"]): row["records"] for row in report["rejects"]} == {
         ("read", "missing_class"): 1,
         ("read", "missing_caption"): 1,
-        ("decode", "empty_file"): 1,
+        ("read", "empty_file"): 1,
         ("decode", "truncated_image"): 1,
         ("decode", "unknown_format"): 1,
         ("filter", "side_too_small"): 1,
@@ -133,6 +134,6 @@ def test_hugging_face_reads_the_folder(built):
 
 
 def test_too_many_unreadable_images_refuse_the_build(corpus, tmp_path):
-    with pytest.raises(Exception, match=r"3 of 67 records \(4.48%\).*max_bad_fraction"):
+    with pytest.raises(Exception, match=r"5 of 67 records \(7.46%\).*max_bad_fraction"):
         make(corpus, tmp_path / "dataset", "max_bad_fraction=0.04")
     assert not (tmp_path / "dataset/manifest.json").exists()
