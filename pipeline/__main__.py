@@ -1,8 +1,14 @@
 """`python -m pipeline CONFIG [key=value ...] [--beam-flags]`: from a corpus to a dataset."""
 
+if __name__ == "__main__":  # Ctrl-C during the imports below, which take seconds
+    from configs import interrupts
+
+    interrupts.expect()
+
 import sys
 from collections.abc import Sequence
 
+from configs import interrupts
 from configs.command import fail, parse, run
 from pipeline.beam_flags import check_flags
 from pipeline.build import build
@@ -27,6 +33,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _build(config: PipelineConfig, flags: Sequence[str]) -> None:
+    interrupts.hand_over()
     if uses_local_runner(flags):  # another runner may know flags of its own
         check_flags(flags)
     try:

@@ -1,11 +1,16 @@
 """`python -m training CONFIG`: train, under `deepspeed --module`, under torchrun, or alone."""
 
+if __name__ == "__main__":  # Ctrl-C during the imports below, which take seconds
+    from configs import interrupts
+
+    interrupts.expect()
+
 import atexit
 import os
 import sys
 import warnings
 
-from configs import command
+from configs import command, interrupts
 from training import distributed
 from training.config import TrainingConfig
 from training.run_lock import hold_run_dir
@@ -34,6 +39,7 @@ def train(config: TrainingConfig) -> None:
     from training import assembly, engine  # noqa: PLC0415  (deepspeed takes seconds to import)
     from training.resume import resume  # noqa: PLC0415
 
+    interrupts.hand_over()
     engine.initialize_distributed()
     run = assembly.open_run(config)
     with hold_run_dir(run.dir):

@@ -1,8 +1,14 @@
 """`python -m training.generate RUN --prompt "..."`: text from a trained model."""
 
+if __name__ == "__main__":  # Ctrl-C during the imports below, which take seconds
+    from configs import interrupts
+
+    interrupts.expect()
+
 import argparse
 import sys
 
+from configs import interrupts
 from configs.command import run
 from training.run_dir import load_model
 from training.text import Drawing, complete
@@ -10,6 +16,7 @@ from training.text import Drawing, complete
 
 def main() -> None:
     """Parse the command line, load the run, print the text."""
+    interrupts.hand_over()
     arguments = _parser().parse_args()
     if arguments.num_samples < 1:
         raise ValueError(f"num_samples is {arguments.num_samples}; it must be at least 1")
