@@ -176,6 +176,26 @@ def test_hugging_face_datasets_reads_the_built_folder(built, tmp_path, monkeypat
             assert row["json"] == one["json"]
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:String specifications:UserWarning")  # wids warns of its default
+def test_wids_reads_the_built_folder(built, tmp_path):
+    from wids import ShardListDataset
+
+    manifest = read_manifest(built)
+    for split, shards in manifest.splits.items():
+        urls = [str(built / shard.name) for shard in shards]
+        expected = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+        index = str(built / f"{split}.wids.json")
+        found = ShardListDataset(index, cache_dir=str(tmp_path))
+        assert len(found) == len(expected) == sum(shard.samples for shard in shards)
+        for place in reversed(range(len(found))):  # at random, as it is made for
+            sample, one = found[place], expected[place]
+            assert sample["__key__"] == one["__key__"]
+            assert np.array_equal(sample[".tokens.npy"], one["tokens.npy"])
+            assert np.array_equal(sample[".docs.npy"], one["docs.npy"])
+            assert sample[".json"] == one["json"]
+
+
 def test_config_yaml_builds_the_same_dataset(digests, built, tmp_path):
     again = load(PipelineConfig, built / "config.yaml", [f"dataset_dir={tmp_path / 'dataset'}"])
     other = build(again)
