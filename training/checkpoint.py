@@ -16,12 +16,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from training import distributed
+
+Result = TypeVar("Result")
 
 SUMMARY = "checkpoint.json"
 STATE = "state.json"
@@ -68,30 +70,23 @@ def save_checkpoint(
     """Write a checkpoint; every rank calls it and `write(folder)` writes the engine's part.
 
     Raises:
-        OSError: no space or no permission; whatever was saved before is untouched.
+        OSError: no space or no permission on some rank; raised on every rank, and whatever was
+            saved before is untouched.
     """
     final = checkpoints_dir / f"step-{state.step:08d}"
     temporary = checkpoints_dir / f".tmp-{final.name}"
-    if distributed.is_rank_zero():
-        _remove_unfinished(checkpoints_dir)
-        temporary.mkdir(parents=True)
-    distributed.barrier()
     try:
-        _write_files(temporary, state, write, config_yaml)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+        _together(lambda: _make_room(temporary))
+        _together(lambda: _write_files(temporary, state, write, config_yaml))
+        summary = _gather_rows(_together(lambda: _hash_share(temporary)))
+        _together(lambda: _publish(temporary, final, summary))
+    except OSError as error:
         free_gib = _free_gib(checkpoints_dir)
-        shutil.rmtree(temporary, ignore_errors=True)  # leave the disk no fuller than it was
+        _drop(temporary)
         raise OSError(
             f"checkpoint of step {state.step} not written to {temporary}: {error}; "
             f"{free_gib:.1f} GiB were free there; the checkpoints before it are untouched"
         ) from error
-    if distributed.is_rank_zero():
-        if final.exists():  # damaged, and passed over when the run resumed
-            shutil.rmtree(final)
-        temporary.replace(final)
-        _fsync_dir(checkpoints_dir)
-        _write_durably(checkpoints_dir / "latest", f"{final.name}\n")
-    distributed.barrier()
     return final
 
 
@@ -147,19 +142,62 @@ def list_checkpoints(checkpoints_dir: Path) -> list[Path]:
     return [checkpoints_dir / name for _, name in steps]
 
 
+def _together(work: Callable[[], Result]) -> Result:
+    """This rank's part of the work; a fault on one rank is an OSError on all, none waits."""
+    done: list[Result] = []
+    fault = ""
+    try:
+        done.append(work())
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+        fault = str(error) or repr(error)
+    faults = [each for each in distributed.gather(fault) if each]
+    if faults:
+        raise OSError(faults[0])
+    return done[0]
+
+
+def _make_room(folder: Path) -> None:
+    """The empty folder; what a killed run has left unfinished goes."""
+    if distributed.is_rank_zero():
+        for unfinished in folder.parent.glob(".tmp-step-*"):
+            shutil.rmtree(unfinished)
+        folder.mkdir(parents=True)
+
+
 def _write_files(
     folder: Path, state: RunState, write: Callable[[Path], None], config_yaml: str
 ) -> None:
-    """All files of a checkpoint, on the disk, the summary last."""
+    """All files of a checkpoint but the summary."""
     write(folder)
     torch.save(_random_state(), folder / _rank_file())
     if distributed.is_rank_zero():
         (folder / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
         (folder / CONFIG).write_text(config_yaml)
-    distributed.barrier()
-    summary = _hash_files(folder)
+
+
+def _publish(temporary: Path, final: Path, summary: dict[str, Any]) -> None:
+    """Write the summary last, give the folder its name, and point `latest` at it."""
+    if not distributed.is_rank_zero():
+        return
+    _write_durably(temporary / SUMMARY, json.dumps({"files": summary}, indent=1) + "\n")
+    if final.exists():  # damaged, and passed over when the run resumed
+        shutil.rmtree(final)
+    temporary.replace(final)
+    _fsync_dir(final.parent)
+    _write_durably(final.parent / "latest", f"{final.name}\n")
+
+
+def _free_gib(folder: Path) -> float:
+    while not folder.exists():  # it may be what could not be made
+        folder = folder.parent
+    return shutil.disk_usage(folder).free / 2**30
+
+
+def _drop(temporary: Path) -> None:
+    """Leave the disk no fuller than it was."""
+    distributed.barrier()  # all have seen how full it was
     if distributed.is_rank_zero():
-        _write_durably(folder / SUMMARY, json.dumps({"files": summary}, indent=1) + "\n")
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _verify_part(folder: Path) -> list[str]:
@@ -181,8 +219,8 @@ def _verify_part(folder: Path) -> list[str]:
     return faults
 
 
-def _hash_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file, each rank hashing and syncing its share."""
+def _hash_share(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of this rank's share of the files, which are on the disk then."""
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     share: dict[str, dict[str, Any]] = {}
     for name in names[distributed.rank() :: distributed.world_size()]:
@@ -190,6 +228,10 @@ def _hash_files(folder: Path) -> dict[str, dict[str, Any]]:
         with path.open("rb") as file:
             os.fsync(file.fileno())
         share[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return share
+
+
+def _gather_rows(share: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: row for part in distributed.gather(share) for name, row in sorted(part.items())}
 
 
@@ -212,11 +254,6 @@ def _rank_file() -> str:
     return f"rank-{distributed.rank():05d}.pt"
 
 
-def _remove_unfinished(checkpoints_dir: Path) -> None:
-    for folder in checkpoints_dir.glob(".tmp-step-*"):
-        shutil.rmtree(folder)
-
-
 def _write_durably(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w") as file:
@@ -233,7 +270,3 @@ def _fsync_dir(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _free_gib(folder: Path) -> float:
-    return shutil.disk_usage(folder).free / 2**30

@@ -11,9 +11,10 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -70,6 +71,8 @@ class Engine:
         self.config = config
         self.task = objective.task
         self.accumulation = gradient_accumulation_steps
+        self.faults: list[Exception] = []
+        """Of the checkpoint that is being written."""
         self.device = torch.device(get_accelerator().current_device_name())
         _check_precision(config)
         settings = build_deepspeed_config(
@@ -152,12 +155,18 @@ class Engine:
         """Write this rank's weights and optimizer state below a folder; every rank calls it.
 
         `latest` is not DeepSpeed's to write: it does so before the last barrier, not atomically.
+
+        Raises:
+            OSError: a file could not be written, here; the other ranks have done their part.
         """
+        self.faults.clear()
         scaler = self.deepspeed.torch_autocast_z0_gradscaler
         state = {"grad_scaler": scaler.state_dict() if scaler else None}
         self.deepspeed.save_checkpoint(
             str(checkpoint_dir), tag=TAG, client_state=state, save_latest=False
         )
+        if self.faults:
+            raise OSError(str(self.faults[0]))
 
     def load(self, checkpoint_dir: Path) -> None:
         """Read what `save` wrote, at the same world size and ZeRO stage; every rank calls it."""
@@ -184,6 +193,10 @@ class Engine:
                 init_scale=2.0**self.config.initial_loss_scale_power,
                 growth_interval=self.config.loss_scale_window,
             )
+        # A full disk of one rank must not end DeepSpeed's save there: the others would wait for it.
+        files, engine = self.deepspeed.checkpoint_engine, self.deepspeed
+        files.save = _keeping_faults(files.save, self.faults)
+        engine._copy_recovery_script = _keeping_faults(engine._copy_recovery_script, self.faults)
         optimizer = self.deepspeed.optimizer
         if isinstance(optimizer, BF16_Optimizer):  # it saves no stage, which consolidation asks for
             state_dict = optimizer.state_dict
@@ -256,6 +269,16 @@ def load_weights(checkpoint_dir: Path) -> dict[str, torch.Tensor]:
         path = folder / "mp_rank_00_model_states.pt"
         state = torch.load(path, map_location="cpu", weights_only=False)["module"]
     return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+
+
+def _keeping_faults(write: Callable[..., None], faults: list[Exception]) -> Callable[..., None]:
+    def keeping(*args: Any, **kwargs: Any) -> None:
+        try:
+            write(*args, **kwargs)
+        except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+            faults.append(error)
+
+    return keeping
 
 
 def _has_finite_square(norm: torch.Tensor) -> torch.Tensor:

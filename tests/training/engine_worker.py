@@ -4,6 +4,7 @@
 case to result, or to the traceback under `error`. The global batches do not depend on world size.
 """
 
+import resource
 import sys
 import traceback
 from functools import partial
@@ -14,9 +15,10 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from torch import nn
 
-from training import distributed
+from training import checkpoint, distributed
 from training import engine as engines
 from training.activation_checkpointing import apply_activation_checkpointing
+from training.checkpoint import RunState
 from training.deepspeed_config import Config
 from training.models import transformer
 from training.objective import Objective
@@ -30,7 +32,7 @@ VOCABULARY = 17
 LEARNING_RATES = [0.01, 0.03, 0.001, 0.02, 0.005]
 CLIP = 0.5
 STAGES = (0, 1, 2, 3)
-POISONS = (float("nan"), float("inf"), 1e25)
+POISONS = (float("nan"), 1e25)
 """Of a gradient; the last is finite, but its square is not."""
 
 
@@ -64,6 +66,7 @@ def cases(folder):
                 found[f"poison {value} {precision} zero{stage}"] = partial(
                     poison, stage, precision, value
                 )
+        found[f"full disk zero{stage}"] = partial(full_disk, folder, stage)
     if distributed.world_size() > 1:
         for stage in STAGES:
             found |= cases_of_two_ranks(stage)
@@ -250,6 +253,47 @@ def save_and_load(folder, stage, precision):
         "on": take_steps(engine, (2, 3)),
         "resumed": take_steps(other, (2, 3)),
     }
+
+
+def full_disk(folder, stage):
+    """The disk of the last rank is full while the second of three checkpoints is written."""
+    folder = folder / f"full-zero{stage}"
+    engine = build(stage, precision="bf16")
+    take_steps(engine, (0,))
+    messages = []
+    for step in (1, 2, 3):
+        is_full = step == 2 and distributed.rank() == distributed.world_size() - 1
+        state = RunState(
+            step=step,
+            samples_seen=0,
+            skipped_steps=0,
+            world_size=1,
+            zero_stage=stage,
+            data_order="",
+        )
+        limit_files(2000 if is_full else None)
+        try:
+            checkpoint.save_checkpoint(folder, state, engine.save, "a: 1\n")
+            message = ""
+        except OSError as error:
+            message = str(error)
+        limit_files(None)
+        messages.append(distributed.gather(message))
+        if step == 2:
+            found = sorted(path.name for path in folder.iterdir())
+            last_good = checkpoint.find_last_good(folder, warn=print)
+    return {
+        "messages": messages,
+        "found": found,
+        "last good": last_good.name,
+        "in the end": sorted(path.name for path in folder.iterdir()),
+        "faults": checkpoint.find_faults(folder / "step-00000003"),
+    }
+
+
+def limit_files(num_bytes):
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if num_bytes is None else num_bytes, hard))
 
 
 # A linear model whose gradient is its input: numbers that one can work out by hand.

@@ -35,9 +35,23 @@ class CheckpointHook(Hook):
         """Writes what other hooks still hold: a run that resumes here does not do it again."""
 
     def on_step(self, info: StepInfo) -> None:
-        """Write a checkpoint of the state behind this step."""
+        """Write a checkpoint of the state behind this step.
+
+        A run that has no space for it goes on: what it has learned is worth more than the ones
+        before, and somebody may make room.
+
+        Raises:
+            OSError: no space for the last one.
+        """
         started = time.perf_counter()
         self.settle()
-        path = save_checkpoint(self.checkpoints_dir, info.state, self.engine.save, self.config)
+        try:
+            path = save_checkpoint(self.checkpoints_dir, info.state, self.engine.save, self.config)
+        except OSError as error:
+            if info.is_last:
+                raise
+            following = min(info.state.step + self.every_n_steps, info.num_steps)
+            say(f"warning: {error}; training goes on, the next try is at step {following}")
+            return
         remove_old(path, keep=self.keep)
         say(f"checkpoint {path} written in {time.perf_counter() - started:.1f} s")
