@@ -152,6 +152,29 @@ def full_disk(capsys):
 
 
 @pytest.fixture(scope="session")
+def state_of():
+    """`state_of(7)`: the state of a run behind step 7."""
+    from training.checkpoint import RunState
+
+    def build(step, **changes):
+        numbers = {"samples_seen": 0, "skipped_steps": 0, "world_size": 1, "zero_stage": 0}
+        return RunState(**{"step": step, **numbers, "data_order": "f00d", **changes})
+
+    return build
+
+
+@pytest.fixture
+def info_of(state_of):
+    """`info_of(7, result)`: what a hook is told after step 7 of 10."""
+    from training.trainer import StepInfo
+
+    def build(step, result=None, *, num_steps=10):
+        return StepInfo(state_of(step), num_steps, 0.1, result, 1.0, 0.0)
+
+    return build
+
+
+@pytest.fixture(scope="session")
 def scalars():
     """What TensorBoard shows of a run folder: steps and values by tag."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

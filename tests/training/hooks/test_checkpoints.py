@@ -2,19 +2,11 @@
 
 import pytest
 
-from training.checkpoint import RunState, find_last_good, list_checkpoints
+from training.checkpoint import find_last_good, list_checkpoints
 from training.hooks.checkpoints import CheckpointHook
-from training.trainer import StepInfo
 
 
-def info_of(step):
-    state = RunState(
-        step=step, samples_seen=0, skipped_steps=0, world_size=1, zero_stage=0, data_order="f"
-    )
-    return StepInfo(state, 10, 0.1, None, 1.0, 0.0)
-
-
-def test_metrics_are_settled_before_a_checkpoint_and_old_ones_go(tmp_path, capsys):
+def test_metrics_are_settled_before_a_checkpoint_and_old_ones_go(info_of, tmp_path, capsys):
     events = []
 
     class FakeEngine:
@@ -42,7 +34,7 @@ def test_metrics_are_settled_before_a_checkpoint_and_old_ones_go(tmp_path, capsy
     assert capsys.readouterr().out.count("checkpoint ") == 3
 
 
-def test_a_full_disk_ends_the_run_only_at_its_end(tmp_path, capsys):
+def test_a_full_disk_ends_the_run_only_at_its_end(info_of, tmp_path, capsys):
     class FullDisk:
         is_full = True
 

@@ -4,10 +4,8 @@ import math
 
 import pytest
 
-from training.checkpoint import RunState
 from training.events import EventFile
 from training.hooks.evaluation import Config, EvaluationHook
-from training.trainer import StepInfo
 
 
 class FakeEngine:
@@ -18,16 +16,6 @@ class FakeEngine:
     def evaluate(self, batches):
         self.seen.append(batches)
         return next(self.losses), 1234, {"accuracy": 0.5}
-
-
-def state_of(step):
-    return RunState(
-        step=step, samples_seen=0, skipped_steps=0, world_size=1, zero_stage=0, data_order="f"
-    )
-
-
-def info_of(step):
-    return StepInfo(state_of(step), 10, 0.1, None, 1.0, 0.0)
 
 
 def row_of(step, loss):
@@ -41,14 +29,19 @@ def row_of(step, loss):
     }
 
 
-def build(folder, losses, *, step=0, events=None):
-    hook = EvaluationHook(FakeEngine(losses), ["batch"], events, every_steps=2, run_dir=folder)
-    hook.on_start(state_of(step))
-    return hook
+@pytest.fixture
+def build(tmp_path, state_of):
+    def hook_at(losses, *, step=0, events=None):
+        engine = FakeEngine(losses)
+        hook = EvaluationHook(engine, ["batch"], events, every_steps=2, run_dir=tmp_path)
+        hook.on_start(state_of(step))
+        return hook
+
+    return hook_at
 
 
-def test_rows_and_lines(tmp_path, capsys):
-    hook = build(tmp_path, [2.0, 1.5, 1.75])
+def test_rows_and_lines(build, info_of, tmp_path, capsys):
+    hook = build([2.0, 1.5, 1.75])
     assert hook.every_n_steps == 2
     for step in (2, 4, 6):
         hook.on_step(info_of(step))
@@ -66,8 +59,8 @@ def test_rows_and_lines(tmp_path, capsys):
     ]
 
 
-def test_tensorboard(scalars, tmp_path):
-    hook = build(tmp_path, [2.0, 1.5], events=EventFile(tmp_path, first_step=1))
+def test_tensorboard(build, info_of, scalars, tmp_path):
+    hook = build([2.0, 1.5], events=EventFile(tmp_path, first_step=1))
     for step in (2, 4):
         hook.on_step(info_of(step))
     assert scalars(tmp_path) == {
@@ -80,18 +73,18 @@ def test_tensorboard(scalars, tmp_path):
     }
 
 
-def test_a_resumed_run_knows_the_best_before_its_checkpoint(tmp_path, capsys):
-    hook = build(tmp_path, [1.0, 3.0, 0.5])
+def test_a_resumed_run_knows_the_best_before_its_checkpoint(build, info_of, tmp_path, capsys):
+    hook = build([1.0, 3.0, 0.5])
     for step in (2, 4, 6):
         hook.on_step(info_of(step))
-    resumed = build(tmp_path, [2.0], step=4)
+    resumed = build([2.0], step=4)
     resumed.on_step(info_of(6))
     assert resumed.log.rows() == [row_of(2, 1.0), row_of(4, 3.0), row_of(6, 2.0)]
     assert capsys.readouterr().out.endswith("best so far 1.0000\n")
 
 
-def test_a_full_disk_costs_no_row(tmp_path, full_disk, capsys):
-    hook = build(tmp_path, [2.0, 1.5])
+def test_a_full_disk_costs_no_row(build, info_of, tmp_path, full_disk, capsys):
+    hook = build([2.0, 1.5])
     with full_disk(20):
         hook.on_step(info_of(2))
         hook.on_step(info_of(4))
@@ -101,15 +94,15 @@ def test_a_full_disk_costs_no_row(tmp_path, full_disk, capsys):
     assert capsys.readouterr().out.count("warning: ") == 1
 
 
-def test_a_diverged_model(tmp_path):
-    hook = build(tmp_path, [1000.0])
+def test_a_diverged_model(build, info_of, tmp_path):
+    hook = build([1000.0])
     hook.on_step(info_of(2))
     assert hook.log.rows() == [row_of(2, 1000.0)]
 
 
-def test_other_ranks_evaluate_and_write_nothing(tmp_path, monkeypatch, capsys):
+def test_other_ranks_evaluate_and_write_nothing(build, info_of, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
-    hook = build(tmp_path, [1.0])
+    hook = build([1.0])
     hook.on_step(info_of(2))
     assert hook.engine.seen == [["batch"]]
     assert list(tmp_path.iterdir()) == []

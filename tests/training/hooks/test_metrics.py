@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.checkpoint import RunState
 from training.events import EventFile
 from training.hooks import metrics
 from training.hooks.metrics import Config, MetricsHook
@@ -26,27 +25,22 @@ class Result:
     loss_scale: float
 
 
-def state_of(step):
-    return RunState(
-        step=step,
-        samples_seen=8 * step,
-        skipped_steps=step // 3,
-        world_size=1,
-        zero_stage=0,
-        data_order="f00d",
-    )
-
-
-def info_of(step, *, loss=None):
+@pytest.fixture
+def info_of(state_of):
     """Step n takes 2 s, half a second of it waiting."""
-    result = Result(
-        loss=torch.tensor(3.0 - step / 8 if loss is None else loss),
-        num_targets=torch.tensor(100 + step),
-        grad_norm=torch.tensor(step / 2) if step % 2 else step / 2,
-        skipped=step % 3 == 0,
-        loss_scale=1024.0,
-    )
-    return StepInfo(state_of(step), NUM_STEPS, step / 1000, result, 2.0 * step, 0.5 * step)
+
+    def build(step, *, loss=None):
+        result = Result(
+            loss=torch.tensor(3.0 - step / 8 if loss is None else loss),
+            num_targets=torch.tensor(100 + step),
+            grad_norm=torch.tensor(step / 2) if step % 2 else step / 2,
+            skipped=step % 3 == 0,
+            loss_scale=1024.0,
+        )
+        state = state_of(step, samples_seen=8 * step, skipped_steps=step // 3)
+        return StepInfo(state, NUM_STEPS, step / 1000, result, 2.0 * step, 0.5 * step)
+
+    return build
 
 
 def row_of(step):
@@ -63,7 +57,7 @@ def row_of(step):
 
 
 @pytest.fixture
-def hook_at(tmp_path):
+def hook_at(tmp_path, state_of):
     def build(step, every_steps=3):
         hook = MetricsHook(
             tmp_path,
@@ -78,7 +72,7 @@ def hook_at(tmp_path):
     return build
 
 
-def test_rows_of_every_step(hook_at, capsys):
+def test_rows_of_every_step(info_of, hook_at, capsys):
     hook = hook_at(0)
     for step in range(1, NUM_STEPS + 1):
         hook.on_step(info_of(step))
@@ -92,7 +86,7 @@ def test_rows_of_every_step(hook_at, capsys):
     )
 
 
-def test_no_tensor_is_read_between_the_reports(hook_at):
+def test_no_tensor_is_read_between_the_reports(info_of, hook_at):
     hook = hook_at(0, every_steps=3)
     hook.on_step(info_of(1))
     hook.on_step(info_of(2))
@@ -101,7 +95,7 @@ def test_no_tensor_is_read_between_the_reports(hook_at):
     assert [row["step"] for row in hook.log.rows()] == [1, 2, 3]
 
 
-def test_a_checkpoint_is_never_ahead_of_the_metrics(hook_at, scalars, capsys):
+def test_a_checkpoint_is_never_ahead_of_the_metrics(info_of, hook_at, scalars, capsys):
     hook = hook_at(0, every_steps=3)
     for step in (1, 2):
         hook.on_step(info_of(step))
@@ -114,14 +108,14 @@ def test_a_checkpoint_is_never_ahead_of_the_metrics(hook_at, scalars, capsys):
     assert "40 tokens/s" in capsys.readouterr().out  # over all three steps
 
 
-def test_rows_are_written_behind_an_error(hook_at):
+def test_rows_are_written_behind_an_error(info_of, hook_at):
     hook = hook_at(0)
     hook.on_step(info_of(1))
     hook.on_end()
     assert hook.log.rows() == [row_of(1)]
 
 
-def test_a_resumed_run_writes_every_step_once(hook_at, scalars, tmp_path):
+def test_a_resumed_run_writes_every_step_once(info_of, hook_at, scalars, tmp_path):
     killed = hook_at(0, every_steps=1)
     for step in range(1, 6):
         killed.on_step(info_of(step))
@@ -133,7 +127,7 @@ def test_a_resumed_run_writes_every_step_once(hook_at, scalars, tmp_path):
     assert [step for step, _ in scalars(tmp_path)["train/loss"]] == list(range(1, NUM_STEPS + 1))
 
 
-def test_a_run_that_starts_anew_replaces_what_was_logged(hook_at, scalars, tmp_path):
+def test_a_run_that_starts_anew_replaces_what_was_logged(info_of, hook_at, scalars, tmp_path):
     """Killed before its first checkpoint."""
     killed = hook_at(0, every_steps=1)
     for step in (1, 2, 3):
@@ -146,7 +140,7 @@ def test_a_run_that_starts_anew_replaces_what_was_logged(hook_at, scalars, tmp_p
     assert [step for step, _ in scalars(tmp_path)["train/loss"]] == [1, 2]
 
 
-def test_tensorboard(hook_at, scalars, tmp_path, monkeypatch):
+def test_tensorboard(info_of, hook_at, scalars, tmp_path, monkeypatch):
     monkeypatch.setattr(metrics, "_memory_gib", lambda: 1.5)
     hook = hook_at(0)
     for step in range(1, NUM_STEPS + 1):
@@ -169,7 +163,7 @@ def test_tensorboard(hook_at, scalars, tmp_path, monkeypatch):
         assert [v for _, v in found[name]] == pytest.approx([v for _, v in values], rel=1e-6)
 
 
-def test_a_loss_that_is_not_finite_is_told(hook_at, capsys):
+def test_a_loss_that_is_not_finite_is_told(info_of, hook_at, capsys):
     hook = hook_at(0)
     hook.on_step(info_of(1))
     hook.on_step(info_of(2, loss=math.nan))
@@ -178,7 +172,9 @@ def test_a_loss_that_is_not_finite_is_told(hook_at, capsys):
     assert math.isnan(hook.log.rows()[1]["loss"])
 
 
-def test_a_full_disk_costs_no_step_and_no_row(hook_at, full_disk, scalars, tmp_path, capsys):
+def test_a_full_disk_costs_no_step_and_no_row(
+    info_of, hook_at, full_disk, scalars, tmp_path, capsys
+):
     hook = hook_at(0, every_steps=1)
     hook.on_step(info_of(1))
     with full_disk(200):
@@ -196,7 +192,7 @@ def test_a_full_disk_costs_no_step_and_no_row(hook_at, full_disk, scalars, tmp_p
     assert f"{hook.log.path} is written again\n" in capsys.readouterr().out
 
 
-def test_other_ranks_write_nothing(tmp_path, monkeypatch, capsys):
+def test_other_ranks_write_nothing(info_of, state_of, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     hook = MetricsHook(tmp_path, None, every_steps=1, global_batch_size=8, tokens_per_sample=10)
     hook.on_start(state_of(0))

@@ -4,12 +4,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.checkpoint import RunState
 from training.events import EventFile
 from training.hooks.samples import Config, SamplesHook
 from training.models import transformer
 from training.text import load_codec
-from training.trainer import StepInfo
 
 
 class FakeEngine:
@@ -22,14 +20,7 @@ class FakeEngine:
         )
 
 
-def info_of(step):
-    state = RunState(
-        step=step, samples_seen=0, skipped_steps=0, world_size=1, zero_stage=0, data_order="f"
-    )
-    return StepInfo(state, 10, 0.1, None, 1.0, 0.0)
-
-
-def test_samples(tmp_path, dataset_dir, capsys):
+def test_samples(info_of, tmp_path, dataset_dir, capsys):
     engine = FakeEngine()
     hook = SamplesHook(
         engine,

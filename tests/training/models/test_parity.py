@@ -60,22 +60,26 @@ def from_llama(theirs: LlamaForCausalLM) -> dict[str, Tensor]:
     return result
 
 
+def assert_same_logits(config, theirs, renamed, *, num_tokens) -> None:
+    """Our model with their weights against theirs, on random tokens."""
+    roughen(theirs)
+    ours = Model(config)
+    ours.load_state_dict(renamed(theirs))
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.randint(config.vocab_size, (2, num_tokens), generator=generator)
+    with torch.no_grad():
+        expected = theirs.eval()(tokens).logits
+        actual = ours.eval()(tokens)
+    assert expected.std() > 0.3
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
 def roughen(theirs: torch.nn.Module) -> None:
     """Weights away from zeros, ones and small numbers, so that every part shows in the logits."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
-
-
-def assert_same_logits(ours: Model, theirs: torch.nn.Module, *, num_tokens: int) -> None:
-    generator = torch.Generator().manual_seed(2)
-    tokens = torch.randint(ours.config.vocab_size, (2, num_tokens), generator=generator)
-    with torch.no_grad():
-        expected = theirs.eval()(tokens).logits
-        actual = ours.eval()(tokens)
-    assert expected.std() > 0.3
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +101,6 @@ def test_gpt2(d_model, num_layers, num_heads, num_tokens, activation, theirs_act
             activation_function=theirs_activation,
         )
     )
-    roughen(theirs)
     config = Config(
         vocab_size=101,
         d_model=d_model,
@@ -106,9 +109,7 @@ def test_gpt2(d_model, num_layers, num_heads, num_tokens, activation, theirs_act
         max_positions=64,
         activation=activation,
     )
-    ours = Model(config)
-    ours.load_state_dict(from_gpt2(theirs))
-    assert_same_logits(ours, theirs, num_tokens=num_tokens)
+    assert_same_logits(config, theirs, from_gpt2, num_tokens=num_tokens)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,6 @@ def test_llama(d_model, num_layers, num_heads, num_kv_heads, head_dim, tied):
             tie_word_embeddings=tied,
         )
     )
-    roughen(theirs)
     config = Config(
         vocab_size=101,
         d_model=d_model,
@@ -149,9 +149,7 @@ def test_llama(d_model, num_layers, num_heads, num_kv_heads, head_dim, tied):
         bias=False,
         rope_theta=500_000.0,
     )
-    ours = Model(config)
-    ours.load_state_dict(from_llama(theirs))
-    assert_same_logits(ours, theirs, num_tokens=64)
+    assert_same_logits(config, theirs, from_llama, num_tokens=64)
 
 
 def test_gpt2_of_124m_has_the_same_number_of_parameters():

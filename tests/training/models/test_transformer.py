@@ -19,16 +19,14 @@ from training.models.transformer import (
 )
 
 TINY = Config(vocab_size=23, d_model=16, num_layers=2, num_heads=4, max_positions=12)
-LLAMA = dataclasses.replace(
-    TINY,
-    num_kv_heads=2,
-    d_ff=0,
-    positions="rotary",
-    norm="rmsnorm",
-    activation="swiglu",
-    bias=False,
-    tie_embeddings=False,
-)
+LLAMA_PARTS = {
+    "positions": "rotary",
+    "norm": "rmsnorm",
+    "activation": "swiglu",
+    "bias": False,
+    "tie_embeddings": False,
+}
+LLAMA = dataclasses.replace(TINY, num_kv_heads=2, d_ff=0, **LLAMA_PARTS)
 DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2], [5, 5, 5, 5, 5, 5, 5, 5]])
 POSITIONS = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 0], [0, 1, 2, 3, 4, 5, 6, 7]])
 
@@ -170,16 +168,7 @@ def test_a_filled_cache_refuses_several_tokens_at_once():
 
 GPT2 = Config(vocab_size=50257)
 LLAMA_7B = Config(
-    vocab_size=32000,
-    d_model=4096,
-    num_layers=32,
-    num_heads=32,
-    d_ff=11008,
-    positions="rotary",
-    norm="rmsnorm",
-    activation="swiglu",
-    bias=False,
-    tie_embeddings=False,
+    vocab_size=32000, d_model=4096, num_layers=32, num_heads=32, d_ff=11008, **LLAMA_PARTS
 )
 
 
