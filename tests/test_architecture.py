@@ -20,12 +20,51 @@ FORBIDDEN = {
     "launch": {"torch", "deepspeed", "apache_beam", "pipeline", "training"},
 }
 ALLOWED = {
+    "configs": {"omegaconf", "yaml", "configs"},
     "training.models": {"torch", "training.models"},
     "training.data": {"torch", "numpy", "fsspec", "pipeline.manifest", "training.data"},
     "training.tasks": {"torch", "numpy", "pipeline.manifest", "training.data", "training.tasks"},
     "pipeline.manifest": set(),
 }
-SHAPE_CHANGES = re.compile(r"\.(view|reshape|transpose|permute|flatten|unflatten)\(|einsum\(")
+SHAPE_CHANGES = re.compile(
+    r"\.(view|reshape|transpose|permute|flatten|unflatten|unsqueeze|squeeze|expand)\("
+    r"|einsum\(|torch\.(cat|stack)\("
+)
+OTHER_NAMES = {
+    "sequence_length": {"block_size", "seqlen", "seq_len", "seq_length", "context_length"},
+    "micro_batch_size": {"batch_size", "batch_size_per_gpu", "device_batch_size"},
+    "global_batch_size": {"total_batch_size"},
+    "gradient_accumulation_steps": {"grad_acc", "accumulate", "grad_accum_steps"},
+    "step": {"iter", "iteration", "update", "num_iterations", "max_iters"},
+    "epoch": {"pass"},
+    "rank": {"global_rank", "process_index"},
+    "local_rank": {"gpu_id"},
+    "node_rank": {"host_id"},
+    "world_size": {"num_gpus", "n_procs", "num_processes"},
+    "num_nodes": {"num_hosts", "num_servers"},
+    "augment": {"transform", "transforms"},
+    "checkpoint": {"ckpt", "ckpt_dir", "snapshot"},
+    "activation_checkpointing": {"recompute", "remat", "gradient_checkpointing"},
+    "resume": {"restore", "reload"},
+    "run_dir": {"experiment", "output_dir", "out_dir"},
+    "task": {"objective"},
+    "d_model": {"n_embd", "hidden_size", "dim", "embed_dim"},
+    "num_layers": {"n_layer", "n_layers", "depth"},
+    "num_heads": {"n_head", "n_heads"},
+    "head_dim": {"dim_head"},
+    "d_ff": {"mlp_dim", "intermediate_size", "hidden_dim"},
+    "vocab_size": {"n_vocab"},
+    "image_size": {"img_size", "resolution"},
+    "learning_rate": {"lr", "max_lr", "min_lr", "peak_lr"},
+    "warmup_steps": {"warmup_iters"},
+    "max_grad_norm": {"clip", "grad_clip", "clip_norm"},
+    "tokens_per_second": {"throughput", "tps"},
+    "samples_seen": {"consumed", "processed", "consumed_samples"},
+    "seed": {"random_state", "random_seed"},
+    "split": {"subset", "fold"},
+    "key": {"uid"},
+}
+"""Of fields: our name for a concept, and those that other projects use for it."""
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 
@@ -175,6 +214,24 @@ def test_every_config_field_is_documented(path):
                         following.value, ast.Constant
                     )
                     assert documented, f"{path}: {node.name}.{statement.target.id} has no literal"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_concept_has_one_name(path):
+    ours = {other: name for name, others in OTHER_NAMES.items() for other in others}
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.ClassDef) and any(
+            "dataclass" in ast.unparse(decorator) for decorator in node.decorator_list
+        ):
+            fields = [n.target.id for n in node.body if isinstance(n, ast.AnnAssign)]
+            bad = {field: ours[field] for field in fields if field in ours}
+            assert not bad, f"{path}: {node.name}: our names for these are {bad}"
+
+
+def test_no_name_of_ours_is_another_for_a_concept():
+    others = [other for names in OTHER_NAMES.values() for other in names]
+    assert not OTHER_NAMES.keys() & set(others)
+    assert len(others) == len(set(others))
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -304,7 +304,7 @@ class RotaryPositions(nn.Module):
     def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         angles = position_angles(positions, self.head_dim, theta=self.theta)
         angles = angles.unsqueeze(-3)  # (1, T, K/2) or (B, 1, T, K/2)
-        return x, torch.stack((angles.cos(), angles.sin()))
+        return x, torch.stack((angles.cos(), angles.sin()))  # (2, 1, T, K/2), (2, B, 1, T, K/2)
 
 
 class Cache:
@@ -322,7 +322,8 @@ class Cache:
         """All keys and values with the new ones (B, G, T, K) at the end."""
         if self._kept is not None:
             assert k.shape[2] == 1, "behind a prompt the cache grows token by token"
-            k, v = torch.cat((self._kept[0], k), dim=2), torch.cat((self._kept[1], v), dim=2)
+            k = torch.cat((self._kept[0], k), dim=2)  # (B, G, past + 1, K)
+            v = torch.cat((self._kept[1], v), dim=2)  # (B, G, past + 1, K)
         self._kept = (k, v)
         return k, v
 
