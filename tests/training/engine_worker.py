@@ -10,9 +10,18 @@ import traceback
 from functools import partial
 from pathlib import Path
 
-import deepspeed
 import torch
-from deepspeed.accelerator import get_accelerator
+from engine_line import (
+    POISONS,
+    accumulate,
+    clip,
+    least_scale,
+    overflow,
+    poison,
+    reduce,
+    weights,
+    with_fp16,
+)
 from torch import nn
 
 from training import checkpoint, distributed
@@ -32,8 +41,6 @@ VOCABULARY = 17
 LEARNING_RATES = [0.01, 0.03, 0.001, 0.02, 0.005]
 CLIP = 0.5
 STAGES = (0, 1, 2, 3)
-POISONS = (float("nan"), 1e25)
-"""Of a gradient; the last is finite, but its square is not."""
 
 
 def main(out):
@@ -96,9 +103,6 @@ def cases_of_two_ranks(stage):
     return found
 
 
-# The transformer and its batches.
-
-
 def build_model(*, dropout=0.0, seed=0):
     torch.manual_seed(seed)
     return transformer.Model(
@@ -158,14 +162,6 @@ def own_batches(step, micro_batch_size):
         {name: tensor[start : start + micro_batch_size] for name, tensor in batch.items()}
         for start in range(first, first + share, micro_batch_size)
     ]
-
-
-def weights(engine):
-    parameters = list(engine.module.named_parameters())
-    with deepspeed.zero.GatheredParameters(
-        [parameter for _, parameter in parameters], enabled=engine.config.zero_stage == 3
-    ):
-        return {name: parameter.detach().float().clone() for name, parameter in parameters}
 
 
 def take_steps(engine, steps, *, micro_batch_size=2):
@@ -294,108 +290,6 @@ def full_disk(folder, stage):
 def limit_files(num_bytes):
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard if num_bytes is None else num_bytes, hard))
-
-
-# A linear model whose gradient is its input: numbers that one can work out by hand.
-
-
-class SumTask:
-    def num_targets(self, batch):
-        return len(batch["x"])
-
-    def loss(self, model, batch):
-        return model(batch["x"]).float().sum(), {}
-
-
-def build_line(config, *, accumulation, with_adam=False):
-    torch.manual_seed(0)
-    model = nn.Linear(4, 1, bias=False)
-    sgd = torch.optim.SGD(model.parameters(), lr=0.0)
-    return engines.Engine(
-        Objective(model, SumTask()),
-        build_optimizer(model, OptimizerConfig()) if with_adam else sgd,
-        config,
-        micro_batch_size=1,
-        gradient_accumulation_steps=accumulation,
-    )
-
-
-def line_step(engine, values):
-    """A step of learning rate 1 on micro batches of one row each, `value 0 0 0`."""
-    before = weights(engine)["weight"]
-    dtype = next(engine.module.parameters()).dtype
-    batches = [{"x": torch.tensor([[value, 0.0, 0.0, 0.0]], dtype=dtype)} for value in values]
-    result = engine.train_step(batches, 1.0)
-    after = weights(engine)["weight"]
-    return {
-        "norm": float(result.grad_norm),
-        "moved": float((after - before).norm()),
-        "finite": bool(after.isfinite().all()),
-        "skipped": result.skipped,
-        "scale": result.loss_scale,
-    }
-
-
-def accumulate(stage, precision):
-    engine = build_line(
-        Config(zero_stage=stage, precision=precision, max_grad_norm=0.0), accumulation=8
-    )
-    return line_step(engine, [256.0] + [1.0] * 7)
-
-
-def reduce(stage, in_fp32):
-    config = Config(zero_stage=stage, precision="bf16", max_grad_norm=0.0, reduce_in_fp32=in_fp32)
-    engine = build_line(config, accumulation=2)
-    return line_step(engine, [256.0 if distributed.rank() == 0 else 1.0] * 2)
-
-
-def clip(stage, limit):
-    engine = build_line(
-        Config(zero_stage=stage, precision="fp32", max_grad_norm=limit), accumulation=1
-    )
-    return line_step(engine, [3.0])
-
-
-def poison(stage, precision, value):
-    """Two steps, with and without a poisoned one between them; AdamW remembers every gradient."""
-    config = Config(zero_stage=stage, precision=precision)
-    ends = {}
-    for poisons in ([], [value]):
-        engine = build_line(config, accumulation=2, with_adam=True)
-        line_step(engine, [1.0, 1.0])
-        for bad in poisons:
-            poisoned = line_step(engine, [bad if distributed.rank() == 0 else 1.0, 1.0])
-        healthy = line_step(engine, [2.0, 2.0])
-        ends[len(poisons)] = weights(engine)["weight"]
-    return {"poisoned": poisoned, "healthy": healthy, "clean": ends[0], "weights": ends[1]}
-
-
-def overflow(stage):
-    """The scale begins at 2 ** 16, above the largest fp16 number 65504."""
-    return fp16_steps(stage, [1.0] * 4)
-
-
-def least_scale(stage):
-    """The scale begins at 2, and no scale is small enough."""
-    return fp16_steps(stage, [float("inf")] * 6, initial_loss_scale_power=1)
-
-
-def fp16_steps(stage, values, **settings):
-    with_fp16(True)
-    try:
-        config = Config(zero_stage=stage, precision="fp16", max_grad_norm=0.0, **settings)
-        engine = build_line(config, accumulation=1)
-        return [line_step(engine, [value]) for value in values]
-    finally:
-        with_fp16(False)
-
-
-def with_fp16(supported):
-    """Let DeepSpeed believe that this CPU computes fp16: torch does, slowly."""
-    accelerator = get_accelerator()
-    accelerator.is_fp16_supported = lambda: supported
-    kinds = [torch.float, torch.bfloat16] + [torch.float16] * supported
-    accelerator.supported_dtypes = lambda: kinds
 
 
 def fp16_refused():
