@@ -3,12 +3,12 @@
 import io
 import json
 
+import datasets
 import numpy as np
 import PIL.Image
 import pytest
 import webdataset
 
-import datasets
 from configs import load
 from pipeline.build import build
 from pipeline.config import PipelineConfig
