@@ -7,14 +7,17 @@ Every parameter belongs to a submodule that is called, so that ZeRO-3 can gather
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
-Stds = tuple[float, float]
-"""Of the initial weights: inner projections, and those whose result joins the residual stream."""
+from training.layers.attention import Attention, Cache, Heads
+from training.layers.block import Block
+from training.layers.feed_forward import FeedForward, GatedFeedForward
+from training.layers.linear import Embedding, Linear, Stds
+from training.layers.positions import position_angles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +109,7 @@ class Model(nn.Module):
         self.embedding = Embedding(config.vocab_size, config.d_model, std=config.init_std)
         self.positions = _build_positions(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(_build_block(config) for _ in range(config.num_layers))
         self.norm = _build_norm(config)
         self.head = Linear(config.d_model, config.vocab_size, bias=False, std=config.init_std)
         if config.tie_embeddings:
@@ -124,7 +127,7 @@ class Model(nn.Module):
         *,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        caches: Sequence["Cache"] | None = None,
+        caches: Sequence[Cache] | None = None,
     ) -> Tensor:
         """Features (B, T, D) in front of the head.
 
@@ -151,7 +154,7 @@ class Model(nn.Module):
         logits: Tensor = self.head(features)
         return logits
 
-    def new_caches(self) -> list["Cache"]:
+    def new_caches(self) -> list[Cache]:
         """Empty caches for `features`, one per block."""
         return [Cache() for _ in self.blocks]
 
@@ -159,110 +162,6 @@ class Model(nn.Module):
         if length > self.config.max_positions:
             limit = f"max_positions {self.config.max_positions}"
             raise ValueError(f"a sequence of {length} tokens is longer than the model's {limit}")
-
-
-class Block(nn.Module):
-    """Attention, then feed-forward; each reads a norm of the residual stream and adds to it."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        stds = (config.init_std, config.init_std / math.sqrt(2 * config.num_layers))
-        self.attention_norm = _build_norm(config)
-        self.attention = Attention(
-            config.d_model,
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            bias=config.bias,
-            dropout=config.dropout,
-            stds=stds,
-        )
-        self.feed_forward_norm = _build_norm(config)
-        self.feed_forward = _build_feed_forward(config, stds)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(
-        self,
-        x: Tensor,
-        rotation: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: "Cache | None" = None,
-    ) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, mask, cache))
-        forwarded: Tensor = self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        return x + forwarded
-
-
-class Attention(nn.Module):
-    """Causal attention; with a mask (B, 1, T, T), which must be causal itself, the mask alone."""
-
-    def __init__(
-        self,
-        d_model: int,
-        *,
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
-        bias: bool,
-        dropout: float,
-        stds: Stds,
-    ) -> None:
-        super().__init__()
-        self.groups = (num_heads, num_kv_heads, num_kv_heads)
-        self.head_dim = head_dim
-        self.dropout = dropout
-        self.query_key_value = Linear(d_model, sum(self.groups) * head_dim, bias=bias, std=stds[0])
-        self.output = Linear(num_heads * head_dim, d_model, bias=bias, std=stds[1])
-
-    def forward(
-        self, x: Tensor, rotation: Tensor | None, mask: Tensor | None, cache: "Cache | None"
-    ) -> Tensor:
-        heads = self.query_key_value(x).unflatten(-1, (-1, self.head_dim))  # (B, T, H + 2G, K)
-        q, k, v = heads.transpose(1, 2).split(self.groups, dim=1)  # (B, H, T, K), 2 x (B, G, T, K)
-        if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
-        if cache is not None:
-            k, v = cache.extend(k, v)  # (B, G, past + T, K)
-        attended = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            # One new token behind a cache sees all that is there.
-            is_causal=mask is None and q.shape[2] == k.shape[2],
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
-        output: Tensor = self.output(attended.transpose(1, 2).flatten(2))  # (B, T, D)
-        return output
-
-
-class FeedForward(nn.Module):
-    """Up, GELU, down."""
-
-    def __init__(self, d_model: int, d_ff: int, *, gelu: str, bias: bool, stds: Stds) -> None:
-        super().__init__()
-        self.up = Linear(d_model, d_ff, bias=bias, std=stds[0])
-        self.gelu = nn.GELU(approximate=gelu)
-        self.down = Linear(d_ff, d_model, bias=bias, std=stds[1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        down: Tensor = self.down(self.gelu(self.up(x)))
-        return down
-
-
-class GatedFeedForward(nn.Module):
-    """SwiGLU: the SiLU of a gate times up, then down."""
-
-    def __init__(self, d_model: int, d_ff: int, *, bias: bool, stds: Stds) -> None:
-        super().__init__()
-        self.gate = Linear(d_model, d_ff, bias=bias, std=stds[0])
-        self.up = Linear(d_model, d_ff, bias=bias, std=stds[0])
-        self.down = Linear(d_ff, d_model, bias=bias, std=stds[1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        down: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
-        return down
 
 
 class LearnedPositions(nn.Module):
@@ -307,74 +206,10 @@ class RotaryPositions(nn.Module):
         return x, torch.stack((angles.cos(), angles.sin()))  # (2, 1, T, K/2), (2, B, 1, T, K/2)
 
 
-class Cache:
-    """Keys and values of one block for the positions seen: first a prompt, then token by token."""
-
-    def __init__(self) -> None:
-        self._kept: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def length(self) -> int:
-        """Positions seen."""
-        return 0 if self._kept is None else self._kept[0].shape[2]
-
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values with the new ones (B, G, T, K) at the end."""
-        if self._kept is not None:
-            assert k.shape[2] == 1, "behind a prompt the cache grows token by token"
-            k = torch.cat((self._kept[0], k), dim=2)  # (B, G, past + 1, K)
-            v = torch.cat((self._kept[1], v), dim=2)  # (B, G, past + 1, K)
-        self._kept = (k, v)
-        return k, v
-
-
-class Linear(nn.Linear):
-    """A linear layer with normal initial weights and zero biases."""
-
-    def __init__(self, num_in: int, num_out: int, *, bias: bool, std: float) -> None:
-        self.std = std  # before nn.Linear initialises by the method below
-        super().__init__(num_in, num_out, bias=bias)
-
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=self.std)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-
-class Embedding(nn.Embedding):
-    """An embedding with normal initial weights."""
-
-    def __init__(self, num_rows: int, d_model: int, *, std: float) -> None:
-        self.std = std  # before nn.Embedding initialises by the method below
-        super().__init__(num_rows, d_model)
-
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=self.std)
-
-
 def document_mask(documents: Tensor) -> Tensor:
     """True (B, 1, T, T) where a token (row) sees another: not behind it, of the same document."""
     same = documents[:, None, :, None] == documents[:, None, None, :]
     return same.tril()
-
-
-def position_angles(positions: Tensor, num_features: int, *, theta: float) -> Tensor:
-    """Angles (..., num_features / 2), position times theta^(-2i / num_features), in fp32.
-
-    Computed anew each time: a buffer would become bf16 with the model, which cannot tell position
-    257 from 256.
-    """
-    exponents = torch.arange(0, num_features, 2, device=positions.device, dtype=torch.float32)
-    frequencies = 1.0 / theta ** (exponents / num_features)
-    return positions[..., None].float() * frequencies
-
-
-def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn the pairs (i, i + K/2) of (B, H, T, K) by angles, given as their cosines and sines."""
-    cos, sin = rotation.unbind()
-    a, b = x.chunk(2, dim=-1)  # 2 x (B, H, T, K/2)
-    turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)  # (B, H, T, K)
-    return turned.type_as(x)
 
 
 def _build_positions(config: Config) -> nn.Module:
@@ -383,6 +218,24 @@ def _build_positions(config: Config) -> nn.Module:
     if config.positions == "sinusoidal":
         return SinusoidalPositions(std=config.init_std)
     return RotaryPositions(config.head_dim, theta=config.rope_theta)
+
+
+def _build_block(config: Config) -> Block:
+    stds = (config.init_std, config.init_std / math.sqrt(2 * config.num_layers))
+    attention = Attention(
+        config.d_model,
+        Heads(config.num_heads, config.num_kv_heads, config.head_dim),
+        causal=True,
+        bias=config.bias,
+        dropout=config.dropout,
+        stds=stds,
+    )
+    return Block(
+        attention,
+        _build_feed_forward(config, stds),
+        norm=partial(_build_norm, config),
+        join=partial(nn.Dropout, config.dropout),
+    )
 
 
 def _build_norm(config: Config) -> nn.Module:

@@ -7,16 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.models.transformer import (
-    Attention,
-    Cache,
-    Config,
-    Model,
-    document_mask,
-    num_parameters,
-    position_angles,
-    rotate,
-)
+from training.layers.attention import Attention, Cache, Heads, rotate
+from training.layers.positions import position_angles
+from training.models.transformer import Config, Model, document_mask, num_parameters
 
 TINY = Config(vocab_size=23, d_model=16, num_layers=2, num_heads=4, max_positions=12)
 LLAMA_PARTS = {
@@ -64,9 +57,8 @@ def test_attention_and_its_gradients_are_the_exact_formula(num_kv_heads, masked)
     torch.manual_seed(0)
     layer = Attention(
         16,
-        num_heads=4,
-        num_kv_heads=num_kv_heads,
-        head_dim=6,
+        Heads(4, num_kv_heads, 6),
+        causal=True,
         bias=True,
         dropout=0.0,
         stds=(0.3, 0.3),

@@ -1,0 +1,1 @@
+"""Parts that models share: attention, feed-forward, block, linear layers, positions."""

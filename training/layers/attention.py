@@ -1,0 +1,106 @@
+"""Attention with shared keys and values, rotary positions, masks and a cache, by torch."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from training.layers.linear import Linear, Stds
+
+
+class Heads(NamedTuple):
+    """How attention divides its features."""
+
+    num_heads: int
+    """Of queries."""
+    num_kv_heads: int
+    """Of keys and values, each shared by num_heads / num_kv_heads query heads."""
+    head_dim: int
+    """Width of one head, features."""
+
+
+class Attention(nn.Module):
+    """Attention to all positions, or, where `causal`, to none behind a position's own.
+
+    With a mask (B, 1, T, T), which must be causal itself, the mask alone counts.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        heads: Heads,
+        *,
+        causal: bool,
+        bias: bool,
+        dropout: float,
+        stds: Stds,
+        head_norm: Callable[[], nn.Module] = nn.Identity,
+    ) -> None:
+        """`head_norm` builds what each query and each key (..., K) goes through."""
+        super().__init__()
+        self.groups = (heads.num_heads, heads.num_kv_heads, heads.num_kv_heads)
+        self.head_dim = heads.head_dim
+        self.causal = causal
+        self.dropout = dropout
+        width = sum(self.groups) * heads.head_dim
+        self.query_key_value = Linear(d_model, width, bias=bias, std=stds[0])
+        self.query_norm, self.key_norm = head_norm(), head_norm()
+        self.output = Linear(heads.num_heads * heads.head_dim, d_model, bias=bias, std=stds[1])
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: "Cache | None" = None,
+    ) -> Tensor:
+        heads = self.query_key_value(x).unflatten(-1, (-1, self.head_dim))  # (B, T, H + 2G, K)
+        q, k, v = heads.transpose(1, 2).split(self.groups, dim=1)  # (B, H, T, K), 2 x (B, G, T, K)
+        q, k = self.query_norm(q), self.key_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        if cache is not None:
+            k, v = cache.extend(k, v)  # (B, G, past + T, K)
+        attended = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            # One new token behind a cache sees all that is there.
+            is_causal=self.causal and mask is None and q.shape[2] == k.shape[2],
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+        output: Tensor = self.output(attended.transpose(1, 2).flatten(2))  # (B, T, D)
+        return output
+
+
+class Cache:
+    """Keys and values of one block for the positions seen: first a prompt, then token by token."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def length(self) -> int:
+        """Positions seen."""
+        return 0 if self._kept is None else self._kept[0].shape[2]
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values with the new ones (B, G, T, K) at the end."""
+        if self._kept is not None:
+            assert k.shape[2] == 1, "behind a prompt the cache grows token by token"
+            k = torch.cat((self._kept[0], k), dim=2)  # (B, G, past + 1, K)
+            v = torch.cat((self._kept[1], v), dim=2)  # (B, G, past + 1, K)
+        self._kept = (k, v)
+        return k, v
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn the pairs (i, i + K/2) of (B, H, T, K) by angles, given as their cosines and sines."""
+    cos, sin = rotation.unbind()
+    a, b = x.chunk(2, dim=-1)  # 2 x (B, H, T, K/2)
+    turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)  # (B, H, T, K)
+    return turned.type_as(x)
