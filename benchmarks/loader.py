@@ -23,7 +23,7 @@ import torch
 from pipeline.blocks import cut_blocks
 from pipeline.manifest import Manifest, Shard, Tokenizer, write_manifest
 from pipeline.tar import write_shard
-from training.data.config import Config, open_tokens
+from training.data.config import TextDataConfig, open_tokens
 from training.data.loader import Loader
 from training.data.shards import load_manifest
 from training.tasks import causal_lm
@@ -89,7 +89,7 @@ def measure(
     seconds: float,
 ) -> tuple[int, float, float]:
     """Tokens, and seconds of the clock and of the CPU, of at most one epoch."""
-    config = Config(dataset_dir=str(folder), sequence_length=length)
+    config = TextDataConfig(dataset_dir=str(folder), sequence_length=length)
     dataset = open_tokens(config, load_manifest(config.dataset_dir), split="train")
     num_tokens, started, started_cpu = 0, time.perf_counter(), time.process_time()
     with Loader(
@@ -124,7 +124,7 @@ def print_starts(folder: Path) -> None:
         f"manifest.json of {size:.0f} MiB read and checked: {time.perf_counter() - started:.2f} s"
     )
     print(f"{'position':>15}{'open, s':>10}{'batch, s':>10}{'together, s':>13}")
-    config = Config(dataset_dir=str(folder), sequence_length=length)
+    config = TextDataConfig(dataset_dir=str(folder), sequence_length=length)
     for position in [0, 1, *random_positions(), 7 * SAMPLES + 12_345]:
         started = time.perf_counter()
         dataset = open_tokens(config, manifest, split="train")

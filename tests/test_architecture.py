@@ -24,7 +24,14 @@ ALLOWED = {
     "training.layers": {"torch", "training.layers"},
     "training.models": {"torch", "training.layers", "training.models"},
     "training.data": {"torch", "numpy", "fsspec", "pipeline.manifest", "training.data"},
-    "training.tasks": {"torch", "numpy", "pipeline.manifest", "training.data", "training.tasks"},
+    "training.tasks": {
+        "torch",
+        "numpy",
+        "pipeline.manifest",
+        "training.data",
+        "training.objective",
+        "training.tasks",
+    },
     "pipeline.manifest": set(),
 }
 SHAPE_CHANGES = re.compile(

@@ -15,7 +15,6 @@ from training.batch_size import accumulation_steps
 from training.checkpoint import RunState
 from training.config import TrainingConfig
 from training.console import say
-from training.data.config import open_tokens
 from training.data.loader import EvaluationBatches, Loader
 from training.data.shards import load_manifest
 from training.engine import Engine
@@ -24,12 +23,10 @@ from training.hooks.checkpoints import CheckpointHook
 from training.hooks.divergence import DivergenceHook
 from training.hooks.evaluation import EvaluationHook
 from training.hooks.metrics import MetricsHook
-from training.hooks.samples import SamplesHook
+from training.kinds import kind_of
 from training.objective import Objective
 from training.optimizer import build_optimizer
 from training.schedule import learning_rate
-from training.tasks.causal_lm import check_vocabulary
-from training.text import load_codec
 from training.trainer import Hook, Trainer
 
 
@@ -56,23 +53,7 @@ def open_run(config: TrainingConfig) -> Run:
             f"{config.data.dataset_dir}: has no validation split; set evaluation.every_steps=0, "
             "or build it again with split.fraction or split.documents"
         )
-    if manifest.tokenizer is None:
-        raise ValueError(f"{config.data.dataset_dir}: has no tokenizer, expected a text dataset")
-    tokenizer = manifest.tokenizer
-    if tokenizer.end_of_document >= tokenizer.vocab_size:
-        raise ValueError(
-            f"{config.data.dataset_dir}: its end of document is token {tokenizer.end_of_document}, "
-            f"but its tokenizer has {tokenizer.vocab_size} tokens; verify the dataset"
-        )
-    check_vocabulary(
-        model_vocab_size=config.model.config.vocab_size, dataset_vocab_size=tokenizer.vocab_size
-    )
-    task = config.task.module.Task(
-        config.task.config,
-        vocab_size=tokenizer.vocab_size,
-        end_of_document=tokenizer.end_of_document,
-    )
-
+    task = kind_of(config).build_task(config, manifest)
     return Run(Path(config.run_dir), manifest, task, accumulation)
 
 
@@ -105,17 +86,17 @@ def build_loader(config: TrainingConfig, run: Run, state: RunState) -> Loader:
     """This rank's micro batches behind the samples that the run has seen."""
     world_size = distributed.world_size()
     shares_lanes = config.batch.global_batch_size % config.data.num_lanes == 0
-    dataset = open_tokens(
-        config.data,
+    kind = kind_of(config)
+    dataset = kind.open_split(
+        config,
         run.manifest,
         split="train",
         ranks_per_lane_set=world_size if shares_lanes else 1,
     )
     epochs = config.num_steps * config.batch.global_batch_size / len(dataset)
     say(
-        f"{config.data.dataset_dir}: {len(dataset):,} sequences of "
-        f"{config.data.sequence_length:,} tokens; {config.num_steps:,} steps are "
-        f"{epochs:.2f} epochs"
+        f"{config.data.dataset_dir}: {len(dataset):,} {kind.describe_samples(config)}; "
+        f"{config.num_steps:,} steps are {epochs:.2f} epochs"
     )
     return Loader(
         dataset,
@@ -161,7 +142,7 @@ def build_trainer(
 
 def _build_hooks(config: TrainingConfig, run: Run, engine: Engine, state: RunState) -> list[Hook]:
     """In their order: a checkpoint comes last, so that it never claims what was not logged."""
-    events = None
+    kind, events = kind_of(config), None
     if distributed.is_rank_zero():
         events = EventFile(run.dir, first_step=state.step + 1)
     metrics = MetricsHook(
@@ -169,7 +150,8 @@ def _build_hooks(config: TrainingConfig, run: Run, engine: Engine, state: RunSta
         events,
         every_steps=config.logging.every_steps,
         global_batch_size=config.batch.global_batch_size,
-        tokens_per_sample=config.data.sequence_length,
+        unit=kind.UNIT,
+        units_per_sample=kind.units_per_sample(config),
     )
     hooks: list[Hook] = [
         metrics,
@@ -177,10 +159,7 @@ def _build_hooks(config: TrainingConfig, run: Run, engine: Engine, state: RunSta
     ]
     if config.evaluation.every_steps:
         hooks.append(_build_evaluation(config, run, engine, events))
-    if config.samples.every_steps:
-        codec = load_codec(config.data.dataset_dir)
-        context = config.data.sequence_length
-        hooks.append(SamplesHook(engine, codec, events, config.samples, context=context))
+    hooks += kind.build_hooks(config, run.task, engine, events)
     hooks.append(
         CheckpointHook(
             run.dir / "checkpoints",
@@ -198,7 +177,7 @@ def _build_evaluation(
     config: TrainingConfig, run: Run, engine: Engine, events: EventFile | None
 ) -> EvaluationHook:
     batches = EvaluationBatches(
-        open_tokens(config.data, run.manifest, split="validation"),
+        kind_of(config).open_split(config, run.manifest, split="validation"),
         collate=run.task.collate,
         micro_batch_size=config.evaluation.micro_batch_size or config.batch.micro_batch_size,
         rank=distributed.rank(),
@@ -206,5 +185,10 @@ def _build_evaluation(
         max_samples=config.evaluation.max_samples,
     )
     return EvaluationHook(
-        engine, batches, events, every_steps=config.evaluation.every_steps, run_dir=run.dir
+        engine,
+        batches,
+        events,
+        summarise=run.task.summarise,
+        every_steps=config.evaluation.every_steps,
+        run_dir=run.dir,
     )

@@ -1,13 +1,14 @@
 """The schema of a training config: what `python -m training CONFIG` is told."""
 
+import importlib
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from configs import Plugin, plugin
+from configs.plugins import Plugin, plugin, plugin_names
 from training.batch_size import Config as BatchConfig
 from training.checkpoint import Config as CheckpointConfig
-from training.data.config import Config as DataConfig
+from training.data.config import DataConfig, TextDataConfig
 from training.deepspeed_config import Config as EngineConfig
 from training.hooks.evaluation import Config as EvaluationConfig
 from training.hooks.metrics import Config as LoggingConfig
@@ -18,7 +19,7 @@ from training.schedule import Config as ScheduleConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """One run."""
+    """One run: what runs on every kind of dataset are told."""
 
     run_dir: str
     """Folder of the run: checkpoints, metrics, TensorBoard events; its name is the run's name."""
@@ -46,8 +47,6 @@ class TrainingConfig:
     """When checkpoints are written and how many are kept."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Validation loss."""
-    samples: SamplesConfig = field(default_factory=SamplesConfig)
-    """Generated text."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """Metrics on the console and in TensorBoard."""
 
@@ -58,6 +57,34 @@ class TrainingConfig:
         if not 0 <= self.seed < 2**63:  # the seeds of ranks count up from it
             raise ValueError(f"seed must be at least 0 and below 2^63, found {self.seed}")
         self.schedule.check(self.num_steps)
+
+    @classmethod
+    def variants(cls) -> "dict[str, type[TrainingConfig]]":
+        """The schema of each kind of dataset."""
+        return {"text": TextTrainingConfig}
+
+    @classmethod
+    def variant(cls, tree: dict[str, Any]) -> "type[TrainingConfig]":
+        """The schema for a config, by its task."""
+        task = tree.get("task")
+        name = str(task.get("name")) if isinstance(task, dict) else ""
+        known = name in plugin_names("training.tasks")
+        kind = importlib.import_module(f"training.tasks.{name}").KIND if known else "text"
+        return cls.variants()[kind]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTrainingConfig(TrainingConfig):
+    """One run on text."""
+
+    data: TextDataConfig
+    """The dataset and how it is read."""
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    """Generated text."""
+
+    def __post_init__(self) -> None:
+        """Refuse sequences that the model is too short for."""
+        super().__post_init__()
         longest = getattr(self.model.config, "max_positions", math.inf)
         if self.data.sequence_length > longest:
             raise ValueError(

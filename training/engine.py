@@ -130,22 +130,23 @@ class Engine:
         )
 
     @torch.no_grad()
-    def evaluate(self, batches: Sequence[MicroBatch]) -> tuple[float, int, dict[str, float]]:
-        """Mean loss over all targets of these batches on all ranks, their number, mean metrics."""
+    def evaluate(self, batches: Sequence[MicroBatch]) -> tuple[int, Metrics]:
+        """The targets of these batches on all ranks, and the means of loss and metrics over them.
+
+        Means are on the CPU, in fp64.
+        """
         self.deepspeed.eval()
-        sums: Metrics = {"loss": torch.zeros((), device=self.device, dtype=torch.float64)}
+        sums: Metrics = {}
         for batch in batches:
             loss_sum, metrics = self.deepspeed(self.to_device(batch))
-            sums["loss"] += loss_sum.double()
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, torch.zeros_like(sums["loss"])) + value.double()
+            for name, value in {"loss": loss_sum, **metrics}.items():
+                sums[name] = value.double() + sums.get(name, 0.0)
         self.deepspeed.train()
         num_targets = int(self._num_targets(batches))
-        means = {
-            name: distributed.sum_over_ranks(value).item() / max(num_targets, 1)
+        return num_targets, {
+            name: distributed.sum_over_ranks(value).cpu() / max(num_targets, 1)
             for name, value in sorted(sums.items())
         }
-        return means.pop("loss"), num_targets, means
 
     def to_device(self, batch: MicroBatch) -> MicroBatch:
         """The batch on this rank's device."""

@@ -12,6 +12,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import PIL.Image
+import torch
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -39,6 +41,16 @@ class EventFile:
     def add_text(self, tag: str, text: str, step: int) -> None:
         """A text in Markdown."""
         self._add(Event(step=step, summary=text_summary(tag, text)))  # type: ignore[no-untyped-call]
+
+    def add_picture(self, tag: str, picture: torch.Tensor, step: int) -> None:
+        """A picture of 8-bit colours (Y, X, 3), stored as PNG."""
+        height, width, _ = picture.shape
+        content = io.BytesIO()
+        PIL.Image.fromarray(picture.numpy()).save(content, format="PNG")
+        image = Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=content.getvalue()
+        )
+        self._add(Event(step=step, summary=Summary(value=[Summary.Value(tag=tag, image=image)])))
 
     def flush(self) -> None:
         """Write what was added."""

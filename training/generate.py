@@ -10,8 +10,9 @@ import sys
 
 from configs import interrupts
 from configs.command import run
+from training.config import TextTrainingConfig
 from training.run_dir import load_model
-from training.text import Drawing, complete
+from training.text import Drawing, complete, load_codec
 
 
 def main() -> None:
@@ -23,12 +24,17 @@ def main() -> None:
     for index in (0, arguments.num_samples - 1):  # told before seconds of loading
         _drawing(arguments, index)
     trained = load_model(arguments.run)
+    config = trained.config
+    if not isinstance(config, TextTrainingConfig):
+        what = f"a run of task {config.task.name}, which writes no text"
+        raise ValueError(f"{arguments.run}: is {what}")  # noqa: TRY004  (a user's mistake)
+    codec = load_codec(config.data.dataset_dir)
     for index in range(arguments.num_samples):
         text = complete(
             trained.model,
-            trained.codec,
+            codec,
             arguments.prompt,
-            context=trained.config.data.sequence_length,
+            context=config.data.sequence_length,
             drawing=_drawing(arguments, index),
         )
         sys.stdout.write(text + "\n")

@@ -4,6 +4,7 @@ The loss is computed inside, so that ZeRO-3 gathers the output weights where a c
 them.
 """
 
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -11,6 +12,18 @@ from torch import nn
 
 MicroBatch = dict[str, torch.Tensor]
 Metrics = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """An evaluation as its task tells it."""
+
+    line: str
+    """The numbers that matter, for the console."""
+    scalars: dict[str, float]
+    """Numbers by name; `loss` is among them."""
+    pictures: dict[str, torch.Tensor] = field(default_factory=dict)
+    """8-bit colours (Y, X, 3) by name, for TensorBoard."""
 
 
 class Task(Protocol):
@@ -21,7 +34,11 @@ class Task(Protocol):
         ...
 
     def loss(self, model: nn.Module, batch: MicroBatch) -> tuple[torch.Tensor, Metrics]:
-        """Sum of the loss over the targets, and sums of further metrics."""
+        """Sum of the loss over the targets, and sums of further metrics, of any shape."""
+        ...
+
+    def summarise(self, means: Metrics) -> Summary:
+        """An evaluation from the sums of `loss` and metrics, each over the number of targets."""
         ...
 
 

@@ -10,7 +10,6 @@ import configs
 from training import checkpoint
 from training.config import TrainingConfig
 from training.engine import load_weights
-from training.text import TextCodec, load_codec
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +17,6 @@ class TrainedModel:
     """A model of a run, ready for use."""
 
     model: nn.Module
-    codec: TextCodec
     config: TrainingConfig
     step: int
 
@@ -35,7 +33,7 @@ def load_model(run: str | Path) -> TrainedModel:
     model.load_state_dict(load_weights(folder))
     step = checkpoint.read_state(folder).step
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TrainedModel(model.to(device).eval(), load_codec(config.data.dataset_dir), config, step)
+    return TrainedModel(model.to(device).eval(), config, step)
 
 
 def _checkpoint_of(run: Path) -> Path:

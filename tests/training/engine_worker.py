@@ -38,6 +38,7 @@ from training.tasks import causal_lm
 GLOBAL_BATCH = 8
 LENGTH = 8
 VOCABULARY = 17
+SIZES = {"vocab_size": VOCABULARY, "end_of_document": 0}
 LEARNING_RATES = [0.01, 0.03, 0.001, 0.02, 0.005]
 CLIP = 0.5
 STAGES = (0, 1, 2, 3)
@@ -117,8 +118,17 @@ def build_model(*, dropout=0.0, seed=0):
     )
 
 
+class CountingTask(causal_lm.Task):
+    """Counts targets by token, to have a metric that is no scalar."""
+
+    def loss(self, model, batch):
+        loss_sum, metrics = super().loss(model, batch)
+        targets = batch["targets"][batch["targets"] != causal_lm.IGNORED]
+        return loss_sum, metrics | {"shares": torch.bincount(targets, minlength=VOCABULARY)}
+
+
 def build_task():
-    return causal_lm.Task(causal_lm.Config(), vocab_size=VOCABULARY, end_of_document=0)
+    return causal_lm.Task(causal_lm.Config(), **SIZES)
 
 
 def build(
@@ -213,17 +223,21 @@ def evaluate(stage):
     """Two rounds of batches whose ranks differ in targets, against the loss over all at once."""
     engine = build(stage, dropout=0.3)
     batches = [batch for step in (0, 1) for batch in own_batches(step, 2)]
-    loss, num_targets, metrics = engine.evaluate(batches)
-    again, *_ = engine.evaluate(batches)
+    engine.deepspeed.module.task = CountingTask(causal_lm.Config(), **SIZES)
+    num_targets, means = engine.evaluate(batches)
+    again = engine.evaluate(batches)[1]["loss"]
     model = build_model(dropout=0.3).eval()
     both = [global_batch(step) for step in (0, 1)]
     tokens, targets = (torch.cat([batch[name] for batch in both]) for name in ("tokens", "targets"))
     expected = nn.functional.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
     return {
-        "loss": loss,
-        "again": again,
+        "loss": means["loss"].item(),
+        "again": again.item(),
         "targets": num_targets,
-        "metrics": metrics,
+        "shares": means["shares"],
+        "expected_shares": torch.bincount(
+            targets[targets != causal_lm.IGNORED], minlength=VOCABULARY
+        ),
         "expected": float(expected),
         "expected_targets": int((targets != causal_lm.IGNORED).sum()),
         "training": engine.module.training,

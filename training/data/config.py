@@ -1,4 +1,4 @@
-"""Section `data` of the training config, and the way from it to a split's sequences."""
+"""Section `data` of the training config, and the way from it to the samples of a split."""
 
 import math
 from dataclasses import dataclass
@@ -11,19 +11,17 @@ from training.data.tokens import TokenDataset
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """Section `data`."""
+class DataConfig:
+    """Section `data`: what datasets of every kind are told."""
 
     dataset_dir: str
     """Folder or fsspec URL of the dataset that `python -m pipeline` made."""
-    sequence_length: int = 1024
-    """Input tokens per sequence."""
     shuffle_seed: int = 0
     """Seed of the data order."""
     num_lanes: int = 128
     """Places of the dataset that are read at once, 1 to 512; more mix better."""
     window: int = 64
-    """Sequences of a lane that are permuted together."""
+    """Samples of a lane that are permuted together."""
     num_batches_ahead: int = 4
     """Steps whose micro batches wait ready on each rank."""
     num_loader_workers: int = 2
@@ -35,7 +33,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse counts below one."""
-        for name in ("sequence_length", "window", "num_batches_ahead", "num_loader_workers"):
+        for name in ("window", "num_batches_ahead", "num_loader_workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         if not 1 <= self.num_lanes <= 512:
@@ -44,8 +42,22 @@ class Config:
             raise ValueError(f"chunk_cache_mib must be at least 1, found {self.chunk_cache_mib}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextDataConfig(DataConfig):
+    """Section `data` of runs on text."""
+
+    sequence_length: int = 1024
+    """Input tokens per sequence."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts below one."""
+        super().__post_init__()
+        if self.sequence_length < 1:
+            raise ValueError(f"sequence_length must be at least 1, found {self.sequence_length}")
+
+
 def open_tokens(
-    config: Config, manifest: Manifest, *, split: str, ranks_per_lane_set: int = 1
+    config: TextDataConfig, manifest: Manifest, *, split: str, ranks_per_lane_set: int = 1
 ) -> TokenDataset:
     """The sequences of a split.
 
@@ -83,19 +95,22 @@ def open_tokens(
     return dataset
 
 
-def describe_order(config: Config, manifest: Manifest) -> str:
+def describe_order(config: DataConfig, manifest: Manifest) -> str:
     """All that the data order of a run depends on: a resume with another one would repeat samples.
 
     With it, and with the number of samples seen, every later sample is known.
     """
+    cut = (
+        f"sequence_length {config.sequence_length}, " if isinstance(config, TextDataConfig) else ""
+    )
     return (
-        f"dataset {manifest.fingerprint}, sequence_length {config.sequence_length}, shuffle_seed "
-        f"{config.shuffle_seed}, num_lanes {config.num_lanes}, window {config.window}"
+        f"dataset {manifest.fingerprint}, {cut}shuffle_seed {config.shuffle_seed}, "
+        f"num_lanes {config.num_lanes}, window {config.window}"
     )
 
 
 def _check_cache(
-    dataset: TokenDataset, reader: ChunkReader, *, config: Config, sharing: int
+    dataset: TokenDataset, reader: ChunkReader, *, config: DataConfig, sharing: int
 ) -> None:
     """A cache below what the lanes read at once would fetch every chunk again and again."""
     table, order = reader.table, dataset.order

@@ -1,8 +1,8 @@
-"""Evaluation: loss and perplexity over a fixed set of the validation split."""
+"""Evaluation: loss and the task's metrics over a fixed set of the validation split."""
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 from training import distributed
 from training.checkpoint import RunState
 from training.console import say
-from training.objective import MicroBatch
+from training.objective import Metrics, MicroBatch, Summary
 from training.step_log import StepLog
 from training.trainer import Hook, StepInfo
 
@@ -47,12 +47,14 @@ class EvaluationHook(Hook):
         batches: Sequence[MicroBatch],
         events: "EventFile | None",
         *,
+        summarise: Callable[[Metrics], Summary],
         every_steps: int,
         run_dir: Path,
     ) -> None:
         self.engine = engine
         self.batches = batches
         self.events = events
+        self.summarise = summarise
         self.every_n_steps = every_steps
         self.log = StepLog(run_dir / "evaluation.jsonl")
         self.best = math.inf
@@ -66,27 +68,27 @@ class EvaluationHook(Hook):
     def on_step(self, info: StepInfo) -> None:
         """Evaluate, print, and write to TensorBoard and `evaluation.jsonl`."""
         started = time.perf_counter()
-        loss, num_targets, metrics = self.engine.evaluate(self.batches)
-        self.best = min(self.best, loss)
+        num_targets, means = self.engine.evaluate(self.batches)
+        summary = self.summarise(means)
+        self.best = min(self.best, summary.scalars["loss"])
         if not distributed.is_rank_zero():
             return
-        row = {"step": info.state.step, "loss": loss, "perplexity": _exp(loss), **metrics}
-        self.log.append([{**row, "num_targets": num_targets}])
+        step = info.state.step
+        self.log.append([{"step": step, **summary.scalars, "num_targets": num_targets}])
         if self.events is not None:
-            names = row.keys() - {"step"}
-            scalars = {f"validation/{name}": row[name] for name in sorted(names)}
-            self.events.add_scalars(scalars, info.state.step)
-            self.events.flush()
+            self._show(self.events, summary, step)
         say(
-            f"validation at step {info.state.step}: loss {loss:.4f}, perplexity "
-            f"{row['perplexity']:.2f} over {num_targets:,} targets in "
-            f"{time.perf_counter() - started:.1f} s; best so far {self.best:.4f}"
+            f"validation at step {step}: {summary.line} over {num_targets:,} targets in "
+            f"{time.perf_counter() - started:.1f} s; best loss so far {self.best:.4f}"
         )
+
+    def _show(self, events: "EventFile", summary: Summary, step: int) -> None:
+        scalars = {f"validation/{name}": value for name, value in sorted(summary.scalars.items())}
+        events.add_scalars(scalars, step)
+        for name, picture in summary.pictures.items():
+            events.add_picture(f"validation/{name}", picture, step)
+        events.flush()
 
     def on_end(self) -> None:
         """Try again to write what a full disk has refused."""
         self.log.close()
-
-
-def _exp(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf

@@ -49,13 +49,16 @@ class MetricsHook(Hook):
         *,
         every_steps: int,
         global_batch_size: int,
-        tokens_per_sample: int,
+        unit: str,
+        units_per_sample: int,
     ) -> None:
+        """Speed is counted in `unit`, tokens or images, of which a sample holds so many."""
         self.log = StepLog(run_dir / "metrics.jsonl")
         self.events = events
         self.report_every = every_steps
         self.global_batch_size = global_batch_size
-        self.tokens_per_sample = tokens_per_sample
+        self.unit = unit
+        self.units_per_sample = units_per_sample
         self.unread: list[StepInfo] = []
         self.unreported: list[dict[str, Any]] = []
         self.before = (0.0, 0.0)
@@ -101,9 +104,9 @@ class MetricsHook(Hook):
         row = rows[-1]
         seconds, waited = info.seconds - self.before[0], info.data_wait_seconds - self.before[1]
         self.before = (info.seconds, info.data_wait_seconds)
-        samples_per_second = len(rows) * self.global_batch_size / seconds
+        units_per_second = len(rows) * self.global_batch_size * self.units_per_sample / seconds
         speed = {
-            "tokens_per_second": samples_per_second * self.tokens_per_sample,
+            f"{self.unit}_per_second": units_per_second,
             "step_seconds": seconds / len(rows),
             "data_wait_share": waited / seconds,
             "memory_gib": _memory_gib(),
@@ -113,7 +116,7 @@ class MetricsHook(Hook):
         say(
             f"step {row['step']:>{len(str(info.num_steps))}}/{info.num_steps}  "
             f"loss {row['loss']:.4f}  learning rate {row['learning_rate']:.2e}  "
-            f"gradient norm {row['grad_norm']:.2f}  {speed['tokens_per_second']:,.0f} tokens/s  "
+            f"gradient norm {row['grad_norm']:.2f}  {units_per_second:,.0f} {self.unit}/s  "
             f"data wait {speed['data_wait_share']:.1%}  {_clock(left)} left{skipped}"
         )
         if not all(math.isfinite(each["loss"]) for each in rows):

@@ -4,6 +4,7 @@ The loss is a sum over targets in fp32, computed in chunks of tokens, so that th
 micro batch never exist at once.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +16,10 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from training.data.tokens import Sequences
+from training.objective import Metrics, Summary
+
+KIND = "text"
+"""Of the datasets that this task learns from."""
 
 IGNORED = -100
 """Target that is no term of the loss."""
@@ -84,6 +89,13 @@ class Task:
             decoder, features, batch["targets"], chunk_tokens=self.config.chunk_tokens
         )
         return loss_sum, {}
+
+    def summarise(self, means: Metrics) -> Summary:
+        """Loss, nats per token, and perplexity."""
+        loss = means["loss"].item()
+        perplexity = math.exp(loss) if loss < 700 else math.inf
+        line = f"loss {loss:.4f}, perplexity {perplexity:.2f}"
+        return Summary(line, {"loss": loss, "perplexity": perplexity})
 
 
 def check_vocabulary(*, model_vocab_size: int, dataset_vocab_size: int) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import configs
-from training.data.config import Config, describe_order, open_tokens
+from training.data.config import TextDataConfig, describe_order, open_tokens
 from training.data.shards import load_manifest
 
 
@@ -19,13 +19,15 @@ def written(tmp_path_factory, write_dataset):
 
 
 def open_split(path, split="train", **options):
-    config = Config(dataset_dir=str(path), **options)
+    config = TextDataConfig(dataset_dir=str(path), **options)
     return open_tokens(config, load_manifest(config.dataset_dir), split=split)
 
 
 def test_config_opens_a_split(written):
     config = configs.load(
-        Config, None, [f"dataset_dir={written}", "sequence_length=9", "corrupt_chunks=replace"]
+        TextDataConfig,
+        None,
+        [f"dataset_dir={written}", "sequence_length=9", "corrupt_chunks=replace"],
     )
     dataset = open_tokens(config, load_manifest(config.dataset_dir), split="train")
     assert len(dataset) == (700 - 1) // 9
@@ -40,7 +42,7 @@ def test_missing_split(written):
 def test_other_kinds_are_refused(written):
     manifest = dataclasses.replace(load_manifest(str(written)), kind="image")
     with pytest.raises(ValueError, match="samples of kind image, expected text"):
-        open_tokens(Config(dataset_dir=str(written)), manifest, split="train")
+        open_tokens(TextDataConfig(dataset_dir=str(written)), manifest, split="train")
 
 
 def test_no_dataset(tmp_path):
@@ -61,12 +63,12 @@ def test_no_dataset(tmp_path):
 )
 def test_fields_are_checked(field, value):
     with pytest.raises(ValueError, match=f"{field} must be .* found {value}"):
-        Config(dataset_dir="d", **{field: value})
+        TextDataConfig(dataset_dir="d", **{field: value})
 
 
 @pytest.mark.parametrize("field", ["sequence_length", "shuffle_seed", "num_lanes", "window"])
 def test_what_changes_the_order_changes_its_description(written, field):
-    config, manifest = Config(dataset_dir=str(written)), load_manifest(str(written))
+    config, manifest = TextDataConfig(dataset_dir=str(written)), load_manifest(str(written))
     other = dataclasses.replace(config, **{field: 7})
     found = {describe_order(each, manifest) for each in (config, other)}
     assert len(found) == 2

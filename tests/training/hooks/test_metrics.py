@@ -64,7 +64,8 @@ def hook_at(tmp_path, state_of):
             EventFile(tmp_path, first_step=step + 1),
             every_steps=every_steps,
             global_batch_size=8,
-            tokens_per_sample=10,
+            unit="tokens",
+            units_per_sample=10,
         )
         hook.on_start(state_of(step))
         return hook
@@ -194,7 +195,9 @@ def test_a_full_disk_costs_no_step_and_no_row(
 
 def test_other_ranks_write_nothing(info_of, state_of, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
-    hook = MetricsHook(tmp_path, None, every_steps=1, global_batch_size=8, tokens_per_sample=10)
+    hook = MetricsHook(
+        tmp_path, None, every_steps=1, global_batch_size=8, unit="tokens", units_per_sample=10
+    )
     hook.on_start(state_of(0))
     hook.on_step(info_of(1))
     hook.on_end()

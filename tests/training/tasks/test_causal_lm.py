@@ -1,6 +1,7 @@
 """Causal language modelling: collated batches, documents, the chunked loss against the plain."""
 
 import dataclasses
+import math
 import weakref
 
 import numpy as np
@@ -272,3 +273,11 @@ def test_a_vocabulary_larger_than_the_models_is_refused():
 def test_a_chunk_of_nothing_is_refused():
     with pytest.raises(ValueError, match="chunk_tokens is 0; it must be at least 1"):
         Config(chunk_tokens=0)
+
+
+@pytest.mark.parametrize(("loss", "perplexity"), [(2.0, math.exp(2.0)), (1000.0, math.inf)])
+def test_summary(loss, perplexity):
+    summary = task().summarise({"loss": torch.tensor(loss, dtype=torch.float64)})
+    assert summary.scalars == {"loss": loss, "perplexity": perplexity}
+    assert summary.line == f"loss {loss:.4f}, perplexity {perplexity:.2f}"
+    assert summary.pictures == {}

@@ -1,0 +1,65 @@
+"""Runs on text: sequences of tokens, a tokenizer, generated samples."""
+
+from typing import Any
+
+from pipeline.manifest import Manifest
+from training.config import TextTrainingConfig
+from training.data.config import open_tokens
+from training.data.tokens import TokenDataset
+from training.engine import Engine
+from training.events import EventFile
+from training.hooks.samples import SamplesHook
+from training.tasks.causal_lm import check_vocabulary
+from training.text import load_codec
+from training.trainer import Hook
+
+UNIT = "tokens"
+
+
+def build_task(config: TextTrainingConfig, manifest: Manifest) -> Any:
+    """The task with the end of document of the dataset's tokenizer."""
+    where, tokenizer = config.data.dataset_dir, manifest.tokenizer
+    if tokenizer is None:
+        raise ValueError(f"{where}: has no tokenizer, expected a text dataset")
+    if tokenizer.end_of_document >= tokenizer.vocab_size:
+        raise ValueError(
+            f"{where}: its end of document is token {tokenizer.end_of_document}, "
+            f"but its tokenizer has {tokenizer.vocab_size} tokens; verify the dataset"
+        )
+    check_vocabulary(
+        model_vocab_size=config.model.config.vocab_size, dataset_vocab_size=tokenizer.vocab_size
+    )
+    return config.task.module.Task(
+        config.task.config,
+        vocab_size=tokenizer.vocab_size,
+        end_of_document=tokenizer.end_of_document,
+    )
+
+
+def open_split(
+    config: TextTrainingConfig, manifest: Manifest, *, split: str, ranks_per_lane_set: int = 1
+) -> TokenDataset:
+    """The sequences of a split."""
+    return open_tokens(config.data, manifest, split=split, ranks_per_lane_set=ranks_per_lane_set)
+
+
+def describe_samples(config: TextTrainingConfig) -> str:
+    """Their length."""
+    return f"sequences of {config.data.sequence_length:,} tokens"
+
+
+def units_per_sample(config: TextTrainingConfig) -> int:
+    """Input tokens of a sequence."""
+    return config.data.sequence_length
+
+
+def build_hooks(
+    config: TextTrainingConfig, task: Any, engine: Engine, events: EventFile | None
+) -> list[Hook]:
+    """Generated text."""
+    del task
+    if not config.samples.every_steps:
+        return []
+    codec = load_codec(config.data.dataset_dir)
+    context = config.data.sequence_length
+    return [SamplesHook(engine, codec, events, config.samples, context=context)]
