@@ -57,6 +57,21 @@ class TrainingConfig:
         if not 0 <= self.seed < 2**63:  # the seeds of ranks count up from it
             raise ValueError(f"seed must be at least 0 and below 2^63, found {self.seed}")
         self.schedule.check(self.num_steps)
+        self._check_model()
+
+    def _check_model(self) -> None:
+        """Refuse a model that gives something else than the task needs."""
+        needs, gives = self.task.module.NEEDS, self.model.module.OUTPUT
+        if needs != gives:
+            package = self.model.package
+            modules = {
+                name: importlib.import_module(f"{package}.{name}") for name in plugin_names(package)
+            }
+            fitting = [name for name, module in modules.items() if needs == module.OUTPUT]
+            raise ValueError(
+                f"model.name is {self.model.name}, which gives {gives}, but task.name "
+                f"{self.task.name} needs a model that gives {needs}: {', '.join(fitting)}"
+            )
 
     @classmethod
     def variants(cls) -> "dict[str, type[TrainingConfig]]":

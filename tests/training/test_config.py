@@ -49,6 +49,15 @@ def test_a_run_without_steps(write_config):
         configs.load(TrainingConfig, write_config(), ["run_dir=x", "num_steps=0"])
 
 
+def test_a_model_that_gives_something_else(write_config):
+    model = {"name": "vit", "num_classes": 3}
+    message = (
+        "model.name is vit, which gives classes, but task.name causal_lm needs .*: transformer$"
+    )
+    with pytest.raises(configs.ConfigError, match=message):
+        configs.load(TrainingConfig, write_config(model=model), ["run_dir=x"])
+
+
 def _dotlist(tree, prefix=""):
     words = []
     for key, value in tree.items():

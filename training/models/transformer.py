@@ -19,6 +19,9 @@ from training.layers.feed_forward import FeedForward, GatedFeedForward
 from training.layers.linear import Embedding, Linear, Stds
 from training.layers.positions import position_angles
 
+OUTPUT = "tokens"
+"""What the model gives: logits of the next token at every position. A task says which it needs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:

@@ -21,6 +21,9 @@ from training.objective import Metrics, Summary
 KIND = "text"
 """Of the datasets that this task learns from."""
 
+NEEDS = "tokens"
+"""What a model must give."""
+
 IGNORED = -100
 """Target that is no term of the loss."""
 

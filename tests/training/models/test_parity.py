@@ -60,7 +60,7 @@ def from_llama(theirs: LlamaForCausalLM) -> dict[str, Tensor]:
     return result
 
 
-def assert_same_logits(config, theirs, renamed, *, num_tokens) -> None:
+def assert_same_logits(config, theirs, renamed, *, num_tokens, roughen) -> None:
     """Our model with their weights against theirs, on random tokens."""
     roughen(theirs)
     ours = Model(config)
@@ -74,14 +74,6 @@ def assert_same_logits(config, theirs, renamed, *, num_tokens) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-def roughen(theirs: torch.nn.Module) -> None:
-    """Weights away from zeros, ones and small numbers, so that every part shows in the logits."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
-
-
 @pytest.mark.parametrize(
     ("d_model", "num_layers", "num_heads", "num_tokens"),
     [(32, 2, 4, 17), (48, 3, 3, 64), (24, 1, 1, 1)],
@@ -89,7 +81,7 @@ def roughen(theirs: torch.nn.Module) -> None:
 @pytest.mark.parametrize(
     ("activation", "theirs_activation"), [("gelu_tanh", "gelu_new"), ("gelu", "gelu")]
 )
-def test_gpt2(d_model, num_layers, num_heads, num_tokens, activation, theirs_activation):
+def test_gpt2(d_model, num_layers, num_heads, num_tokens, activation, theirs_activation, roughen):
     torch.manual_seed(0)
     theirs = GPT2LMHeadModel(
         GPT2Config(
@@ -109,14 +101,14 @@ def test_gpt2(d_model, num_layers, num_heads, num_tokens, activation, theirs_act
         max_positions=64,
         activation=activation,
     )
-    assert_same_logits(config, theirs, from_gpt2, num_tokens=num_tokens)
+    assert_same_logits(config, theirs, from_gpt2, num_tokens=num_tokens, roughen=roughen)
 
 
 @pytest.mark.parametrize(
     ("d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "tied"),
     [(32, 2, 4, 4, 8, False), (32, 2, 4, 2, 8, False), (48, 3, 6, 1, 16, True)],
 )
-def test_llama(d_model, num_layers, num_heads, num_kv_heads, head_dim, tied):
+def test_llama(d_model, num_layers, num_heads, num_kv_heads, head_dim, tied, roughen):
     torch.manual_seed(0)
     theirs = LlamaForCausalLM(
         LlamaConfig(
@@ -149,7 +141,7 @@ def test_llama(d_model, num_layers, num_heads, num_kv_heads, head_dim, tied):
         bias=False,
         rope_theta=500_000.0,
     )
-    assert_same_logits(config, theirs, from_llama, num_tokens=64)
+    assert_same_logits(config, theirs, from_llama, num_tokens=64, roughen=roughen)
 
 
 def test_gpt2_of_124m_has_the_same_number_of_parameters():
