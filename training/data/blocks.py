@@ -1,17 +1,18 @@
 """The token blocks of one chunk: parsed from the bytes of the tar, read without a copy."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from training.data.tar import members
+
 Ints = npt.NDArray[np.int64]
 
-TAR_BLOCK = 512
 NPY_MAGIC = b"\x93NUMPY\x01\x00"
 
 
@@ -64,8 +65,13 @@ class Blocks:
             filled += length
 
 
+def block_parser(token_dtype: str) -> Callable[[bytes | memoryview, int, int], Blocks]:
+    """What parses the chunks of a dataset with tokens of this type."""
+    return partial(parse_blocks, dtype=np.dtype(token_dtype).newbyteorder("<"))
+
+
 def parse_blocks(
-    content: bytes | memoryview, *, dtype: np.dtype[Any], num_samples: int, num_tokens: int
+    content: bytes | memoryview, num_samples: int, num_tokens: int, *, dtype: np.dtype[Any]
 ) -> Blocks:
     """Parse the members `tokens.npy` and `docs.npy` of the samples in a run of tar bytes.
 
@@ -76,7 +82,7 @@ def parse_blocks(
     lengths: list[int] = []
     documents: list[Ints] = []
     docs: npt.NDArray[Any] | None = None
-    for name, start, member in _members(memoryview(content)):
+    for name, start, member in members(memoryview(content)):
         if name.endswith(".docs.npy"):
             _, docs = _parse_npy(member, name, np.dtype("<u4"))
         elif name.endswith(".tokens.npy"):
@@ -100,21 +106,6 @@ def parse_blocks(
         starts=np.cumsum([0, *lengths], dtype=np.int64),
         document_starts=np.concatenate([np.empty(0, np.int64), *documents]),
     )
-
-
-def _members(view: memoryview) -> Iterator[tuple[str, int, memoryview]]:
-    """Name, offset and content of the regular USTAR members in a run of tar bytes."""
-    position = 0
-    while position < len(view):
-        header = bytes(view[position : position + TAR_BLOCK])
-        start = position + TAR_BLOCK
-        if header[257:262] != b"ustar" or header[156:157] not in (b"0", b"\0"):
-            raise ValueError(f"no regular USTAR member at byte {position} of the chunk")
-        size = int(header[124:136].rstrip(b"\0 "), 8)
-        if start + size > len(view):
-            raise ValueError(f"the member at byte {position} of the chunk is cut short")
-        yield header[:100].rstrip(b"\0").decode("ascii"), start, view[start : start + size]
-        position = start + -(-size // TAR_BLOCK) * TAR_BLOCK
 
 
 def _parse_npy(member: memoryview, name: str, dtype: np.dtype[Any]) -> tuple[int, npt.NDArray[Any]]:

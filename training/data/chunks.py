@@ -7,18 +7,24 @@ shard, the chunk and the byte range.
 
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from threading import Lock
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.manifest import Shard
-from training.data.blocks import Blocks, parse_blocks
 from training.data.shards import LocalShards, open_shards, retrying
+
+Content = bytes | memoryview
+Parsed = TypeVar("Parsed")
+Parse = Callable[[Content, int, int], Parsed]
+"""What makes samples of the bytes of a chunk, and of the samples and tokens that it must hold; a
+ValueError says that they are not what the manifest says."""
 
 OPEN_CHUNKS = 512
 """Chunks kept open; each may hold a file descriptor, and 1024 is a usual limit of a process."""
@@ -62,7 +68,7 @@ class ChunkTable:
         return len(self.shard)
 
 
-class ChunkReader:
+class ChunkReader(Generic[Parsed]):
     """Reads the chunks of a split; keeps remote ones in memory up to `cache_mib`.
 
     Opening compares the size of every shard with the manifest.
@@ -73,7 +79,7 @@ class ChunkReader:
         dataset_dir: str,
         shards: Sequence[Shard],
         *,
-        token_dtype: str,
+        parse: Parse[Parsed],
         cache_mib: int = 2048,
         num_loader_workers: int = 2,
     ) -> None:
@@ -83,16 +89,16 @@ class ChunkReader:
             ValueError: a shard is missing or of another size than the manifest says.
         """
         self.table = ChunkTable.of(shards)
-        self.token_dtype = np.dtype(token_dtype).newbyteorder("<")
+        self._parse = parse
         self._files = open_shards(dataset_dir, shards)
         self._verified = np.zeros(len(self.table), np.bool_)
-        self._kept: OrderedDict[int, Blocks] = OrderedDict()
+        self._kept: OrderedDict[int, Parsed] = OrderedDict()
         self._kept_bytes, self._limit_bytes = 0, cache_mib << 20
         self._lock = Lock()
         self._num_loader_workers = num_loader_workers
         self._pool: ThreadPoolExecutor | None = None
 
-    def get(self, chunks: Sequence[int]) -> dict[int, Blocks]:
+    def get(self, chunks: Sequence[int]) -> dict[int, Parsed]:
         """These chunks, verified; missing ones are read by `num_loader_workers` threads at once.
 
         Raises:
@@ -108,9 +114,9 @@ class ChunkReader:
             read = self._threads().map(self._read, missing)
         else:
             read = map(self._read, missing)
-        for chunk, blocks in zip(missing, read, strict=True):
-            found[chunk] = blocks
-            self._keep(chunk, blocks)
+        for chunk, parsed in zip(missing, read, strict=True):
+            found[chunk] = parsed
+            self._keep(chunk, parsed)
         return found
 
     def close(self) -> None:
@@ -125,10 +131,10 @@ class ChunkReader:
             self._pool = ThreadPoolExecutor(self._num_loader_workers, "millrace-chunks")
         return self._pool
 
-    def _keep(self, chunk: int, blocks: Blocks) -> None:
+    def _keep(self, chunk: int, parsed: Parsed) -> None:
         with self._lock:
             self._kept_bytes += self._cost(chunk) if chunk not in self._kept else 0
-            self._kept[chunk] = blocks
+            self._kept[chunk] = parsed
             while len(self._kept) > OPEN_CHUNKS or self._kept_bytes > self._limit_bytes:
                 self._kept_bytes -= self._cost(self._kept.popitem(last=False)[0])
 
@@ -137,14 +143,14 @@ class ChunkReader:
         size = int(self.table.stop[chunk] - self.table.start[chunk])
         return 0 if isinstance(self._files, LocalShards) else size
 
-    def _read(self, chunk: int) -> Blocks:
+    def _read(self, chunk: int) -> Parsed:
         shard, start, stop = (
             int(column[chunk]) for column in (self.table.shard, self.table.start, self.table.stop)
         )
         where = (
             f"{self._files.root}/{self._files.names[shard]}: chunk {chunk}, bytes {start} to {stop}"
         )
-        content: bytes | memoryview = b""
+        content: Content = b""
         if not self._verified[chunk] or not isinstance(self._files, LocalShards):
             content = self._fetch(shard, start, stop, where)
             if zlib.crc32(content) != self.table.crc32[chunk]:  # once more: a bad transfer?
@@ -160,12 +166,8 @@ class ChunkReader:
         if isinstance(self._files, LocalShards):
             content = self._files.view(shard)[start:stop]
         try:
-            return parse_blocks(
-                content,
-                dtype=self.token_dtype,
-                num_samples=int(self.table.samples[chunk]),
-                num_tokens=int(self.table.tokens[chunk]),
-            )
+            samples, tokens = int(self.table.samples[chunk]), int(self.table.tokens[chunk])
+            return self._parse(content, samples, tokens)
         except ValueError as error:
             raise CorruptChunkError(f"{where}: {error}", chunk) from None
 

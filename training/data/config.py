@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.manifest import Manifest
+from training.data.blocks import Blocks, block_parser
 from training.data.chunks import ChunkReader
 from training.data.shards import is_local
 from training.data.tokens import TokenDataset
@@ -76,7 +77,7 @@ def open_tokens(
     reader = ChunkReader(
         where,
         manifest.splits[split],
-        token_dtype=manifest.token_dtype,
+        parse=block_parser(manifest.token_dtype),
         cache_mib=config.chunk_cache_mib,
         num_loader_workers=config.num_loader_workers,
     )
@@ -110,7 +111,7 @@ def describe_order(config: DataConfig, manifest: Manifest) -> str:
 
 
 def _check_cache(
-    dataset: TokenDataset, reader: ChunkReader, *, config: DataConfig, sharing: int
+    dataset: TokenDataset, reader: ChunkReader[Blocks], *, config: DataConfig, sharing: int
 ) -> None:
     """A cache below what the lanes read at once would fetch every chunk again and again."""
     table, order = reader.table, dataset.order

@@ -5,19 +5,18 @@ the chunk table alone. Consecutive ones share one token, the label of one and th
 In each epoch the cuts of a chunk move by a phase that leaves the number as it is.
 """
 
-import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from training.data.chunks import ChunkReader, CorruptChunkError
+from training.data.blocks import Blocks
+from training.data.chunks import ChunkReader
 from training.data.order import PHASES, Order, fold, run_key
+from training.data.replacement import ReplacingReader
 
 Ints = npt.NDArray[np.int64]
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ class TokenDataset:
 
     def __init__(
         self,
-        reader: ChunkReader,
+        reader: ChunkReader[Blocks],
         *,
         split: str,
         sequence_length: int,
@@ -74,18 +73,19 @@ class TokenDataset:
         self.order = Order(
             counts, fingerprint=fingerprint, seed=seed, num_lanes=num_lanes, window=window
         )
-        self.replaced: dict[int, int] = {}
-        """Corrupt chunks, and those whose sequences came in their place."""
-        self._reader = reader
-        self._dtype = reader.token_dtype
+        self._reader = ReplacingReader(reader, counts, replaces=corrupt_chunks == "replace")
         self._key = run_key(fingerprint, seed)
         self._slack = np.maximum(tokens - 1, 0) - counts * sequence_length
         self._stops = np.cumsum(counts)
-        self._replaces = corrupt_chunks == "replace"
 
     def __len__(self) -> int:
         """Sequences in one epoch."""
         return self.order.samples_per_epoch
+
+    @property
+    def replaced(self) -> dict[int, int]:
+        """Corrupt chunks, and those whose sequences came in their place."""
+        return self._reader.replaced
 
     @property
     def rows_at_once(self) -> int:
@@ -110,24 +110,19 @@ class TokenDataset:
 
     def close(self) -> None:
         """Let go of files, memory and threads."""
-        self._reader.close()
+        self._reader.reader.close()
 
     def _gather(self, epoch: Ints | None, chunk: Ints, index: Ints, positions: Ints) -> Sequences:
-        while True:
-            source, index_in_source = self._redirect(chunk, index)
-            groups = _group(source)
-            try:
-                blocks = self._reader.get(list(groups))
-                break
-            except CorruptChunkError as error:
-                self._replace(error)
-        firsts = self._phases(epoch, source) + index_in_source * self.sequence_length
+        found = self._reader.find(chunk, index)
+        firsts = self._phases(epoch, found.chunk) + found.index * self.sequence_length
         width = self.sequence_length + 1
-        tokens = np.empty((len(positions), width), self._dtype)
+        dtype = next(iter(found.chunks.values())).words.dtype
+        tokens = np.empty((len(positions), width), dtype)
         document_starts: list[Ints] = [_NO_STARTS] * len(positions)
-        for number, rows in groups.items():
-            blocks[number].copy_to(tokens, rows, firsts[rows])
-            starts = blocks[number].documents_in(firsts[rows], width)
+        for number, rows in found.rows.items():
+            blocks = found.chunks[number]
+            blocks.copy_to(tokens, rows, firsts[rows])
+            starts = blocks.documents_in(firsts[rows], width)
             for row, offsets in zip(rows.tolist(), starts, strict=True):
                 document_starts[row] = offsets
         weights = np.ones(len(positions), np.bool_)
@@ -140,34 +135,5 @@ class TokenDataset:
         hashes = fold(self._key, PHASES, epoch, chunk)
         return (hashes % (self._slack[chunk] + 1).astype(np.uint64)).astype(np.int64)
 
-    def _redirect(self, chunk: Ints, index: Ints) -> tuple[Ints, Ints]:
-        """The places to read: those asked for, or for a corrupt chunk the next good one."""
-        if not self.replaced:
-            return chunk, index
-        source = chunk.copy()
-        for corrupt, good in self.replaced.items():
-            source[chunk == corrupt] = good
-        return source, index % self.order.samples_per_chunk[source]
-
-    def _replace(self, error: CorruptChunkError) -> None:
-        """Note the next good chunk for a corrupt one, and for those that it stood in for."""
-        counts = self.order.samples_per_chunk
-        following = ((error.chunk + step) % len(counts) for step in range(1, len(counts)))
-        good = next((n for n in following if counts[n] and n not in self.replaced), None)
-        if good is None or not self._replaces:
-            raise error
-        self.replaced[error.chunk] = good
-        for corrupt, stand_in in self.replaced.items():
-            if stand_in == error.chunk:
-                self.replaced[corrupt] = good
-        logger.warning("%s; the sequences of chunk %d come in its place", error, good)
-
 
 _NO_STARTS = np.empty(0, np.int64)
-
-
-def _group(values: Ints) -> dict[int, Ints]:
-    """For each distinct value its rows, ascending."""
-    order = np.argsort(values, kind="stable")
-    distinct, begins = np.unique(values[order], return_index=True)
-    return dict(zip(distinct.tolist(), np.split(order, begins[1:]), strict=True))

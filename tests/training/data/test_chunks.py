@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from training.data import shards
+from training.data.blocks import block_parser
 from training.data.chunks import ChunkReader, CorruptChunkError
 from training.data.shards import load_manifest
 
@@ -29,7 +30,8 @@ def no_pauses(monkeypatch):
 
 def open_reader(url, **options):
     manifest = load_manifest(url)
-    return ChunkReader(url, manifest.splits["train"], token_dtype=manifest.token_dtype, **options)
+    parse = block_parser(manifest.token_dtype)
+    return ChunkReader(url, manifest.splits["train"], parse=parse, **options)
 
 
 def check(reader, streams):

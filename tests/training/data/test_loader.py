@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from training.data.blocks import block_parser
 from training.data.chunks import ChunkReader
 from training.data.loader import EvaluationBatches, Loader
 from training.data.order import Order
@@ -32,7 +33,7 @@ def open_dataset(path, workers=2, num_lanes=16):
     reader = ChunkReader(
         path,
         manifest.splits["train"],
-        token_dtype=manifest.token_dtype,
+        parse=block_parser(manifest.token_dtype),
         num_loader_workers=workers,
     )
     return TokenDataset(

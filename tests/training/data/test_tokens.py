@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.data import shards
+from training.data.blocks import block_parser
 from training.data.chunks import ChunkReader, CorruptChunkError
 from training.data.shards import load_manifest
 from training.data.tokens import TokenDataset, sequences_per_chunk
@@ -28,8 +29,14 @@ def no_pauses(monkeypatch):
 
 def open_dataset(path, sequence_length, **options):
     manifest = load_manifest(path)
-    reader = ChunkReader(path, manifest.splits["train"], token_dtype=manifest.token_dtype)
-    settings = {"split": "train", "fingerprint": manifest.fingerprint, "seed": 0, **options}
+    parse = block_parser(manifest.token_dtype)
+    reader = ChunkReader(path, manifest.splits["train"], parse=parse)
+    settings = {
+        "split": "train",
+        "fingerprint": manifest.fingerprint,
+        "seed": 0,
+        **options,
+    }
     return TokenDataset(reader, sequence_length=sequence_length, **settings)
 
 

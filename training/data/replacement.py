@@ -1,0 +1,85 @@
+"""Chunks of samples asked for, with the next good chunk in the place of a corrupt one."""
+
+import logging
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from training.data.chunks import ChunkReader, CorruptChunkError
+
+Ints = npt.NDArray[np.int64]
+Parsed = TypeVar("Parsed")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Generic[Parsed]):
+    """Where samples are read from, a row each, and the chunks that hold them."""
+
+    chunk: Ints
+    """The chunk of each row."""
+    index: Ints
+    """The sample's index in it."""
+    rows: dict[int, Ints]
+    """Rows of each chunk, ascending."""
+    chunks: dict[int, Parsed]
+    """What the chunks hold."""
+
+
+class ReplacingReader(Generic[Parsed]):
+    """Reads chunks; a corrupt one stops the run, or is replaced if the run was told so."""
+
+    def __init__(
+        self, reader: ChunkReader[Parsed], samples_per_chunk: Ints, *, replaces: bool
+    ) -> None:
+        self.reader = reader
+        self.replaced: dict[int, int] = {}
+        """Corrupt chunks, and those whose samples came in their place."""
+        self._counts = samples_per_chunk
+        self._replaces = replaces
+
+    def find(self, chunk: Ints, index: Ints) -> Found[Parsed]:
+        """The chunks of these samples, or of those that come in their place.
+
+        Raises:
+            CorruptChunkError: a chunk is not what the manifest says, and is not to be replaced.
+            OSError: a chunk could not be read after several attempts.
+        """
+        while True:
+            source, place = self._redirect(chunk, index)
+            rows = _group(source)
+            try:
+                return Found(source, place, rows, self.reader.get(list(rows)))
+            except CorruptChunkError as error:
+                self._replace(error)
+
+    def _redirect(self, chunk: Ints, index: Ints) -> tuple[Ints, Ints]:
+        if not self.replaced:
+            return chunk, index
+        source = chunk.copy()
+        for corrupt, good in self.replaced.items():
+            source[chunk == corrupt] = good
+        return source, index % self._counts[source]
+
+    def _replace(self, error: CorruptChunkError) -> None:
+        """Note the next good chunk for a corrupt one, and for those that it stood in for."""
+        counts = self._counts
+        following = ((error.chunk + step) % len(counts) for step in range(1, len(counts)))
+        good = next((n for n in following if counts[n] and n not in self.replaced), None)
+        if good is None or not self._replaces:
+            raise error
+        self.replaced[error.chunk] = good
+        for corrupt, stand_in in self.replaced.items():
+            if stand_in == error.chunk:
+                self.replaced[corrupt] = good
+        logger.warning("%s; the samples of chunk %d come in its place", error, good)
+
+
+def _group(values: Ints) -> dict[int, Ints]:
+    """For each distinct value its rows, ascending."""
+    order = np.argsort(values, kind="stable")
+    distinct, begins = np.unique(values[order], return_index=True)
+    return dict(zip(distinct.tolist(), np.split(order, begins[1:]), strict=True))
