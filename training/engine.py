@@ -112,7 +112,7 @@ class Engine:
         divisor = num_targets.clamp(min=1)
         scale = self.accumulation * distributed.world_size() / divisor
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         total = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches, 1):
             loss_sum, _ = self.deepspeed(self.to_device(batch))
@@ -177,7 +177,8 @@ class Engine:
             raise ValueError(f"{checkpoint_dir}: DeepSpeed found no state of this rank in it")
         # The checkpoint brings its own betas and decay back; those of the config count.
         for group, configured in zip(self.deepspeed.optimizer.param_groups, groups, strict=True):
-            group.update({name: configured[name] for name in ("betas", "eps", "weight_decay")})
+            names = ("betas", "eps", "weight_decay", "lr_scale")
+            group.update({name: configured[name] for name in names})
         if state["grad_scaler"] is not None:
             self.deepspeed.torch_autocast_z0_gradscaler.load_state_dict(state["grad_scaler"])
 

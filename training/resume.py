@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import configs
 from pipeline.manifest import Manifest
 from training import checkpoint, distributed
@@ -14,7 +12,13 @@ from training.console import say
 from training.data.config import describe_order
 from training.engine import Engine
 
-SAME = ("model", "task.name", "engine.precision", "optimizer.decay_embeddings")
+SAME = (
+    "model",
+    "task.name",
+    "engine.precision",
+    "optimizer.decay_embeddings",
+    "optimizer.layer_decay",
+)
 """Keys that decide what lies in a checkpoint's files: a run keeps them."""
 
 
@@ -69,7 +73,7 @@ def _check(state: RunState, config: TrainingConfig, manifest: Manifest, found: P
         "engine.zero_stage": (state.zero_stage, config.engine.zero_stage),
         "data order": (state.data_order, describe_order(config.data, manifest)),
     }
-    before = yaml.safe_load((found / checkpoint.CONFIG).read_text())
+    before = configs.to_dict(configs.load(TrainingConfig, found / checkpoint.CONFIG))
     now = configs.to_dict(config)
     for key in SAME:
         pairs |= _leaves(key, _look_up(before, key), _look_up(now, key))

@@ -41,6 +41,8 @@ VOCABULARY = 17
 SIZES = {"vocab_size": VOCABULARY, "end_of_document": 0}
 LEARNING_RATES = [0.01, 0.03, 0.001, 0.02, 0.005]
 CLIP = 0.5
+DECAY = 0.5
+"""Of learning rates from layer to layer."""
 STAGES = (0, 1, 2, 3)
 
 
@@ -58,7 +60,7 @@ def main(out):
 
 def cases(folder):
     """By name. One rank takes what it should share with two."""
-    found = {"reference": reference}
+    found = {"reference": reference, "layer decay reference": partial(reference, DECAY)}
     for stage in STAGES:
         for accumulation in (1, 4):
             micro = GLOBAL_BATCH // accumulation // distributed.world_size()
@@ -75,6 +77,7 @@ def cases(folder):
                     poison, stage, precision, value
                 )
         found[f"full disk zero{stage}"] = partial(full_disk, folder, stage)
+        found[f"layer decay zero{stage}"] = partial(layer_decay, folder, stage)
     if distributed.world_size() > 1:
         for stage in STAGES:
             found |= cases_of_two_ranks(stage)
@@ -139,6 +142,7 @@ def build(
     activation_checkpointing="none",
     dropout=0.0,
     seed=0,
+    layer_decay=1.0,
 ):
     model = build_model(dropout=dropout, seed=seed)
     apply_activation_checkpointing(model.blocks, activation_checkpointing)
@@ -146,7 +150,7 @@ def build(
     torch.manual_seed(seed + 1 + distributed.rank())
     return engines.Engine(
         Objective(model, build_task()),
-        build_optimizer(model, OptimizerConfig()),
+        build_optimizer(model, OptimizerConfig(layer_decay=layer_decay)),
         config,
         micro_batch_size=micro_batch_size,
         gradient_accumulation_steps=GLOBAL_BATCH // micro_batch_size // distributed.world_size(),
@@ -196,11 +200,13 @@ def train(stage, *, micro_batch_size=2, **settings):
     return {"initial": initial} | take_steps(engine, steps, micro_batch_size=micro_batch_size)
 
 
-def reference():
+def reference(layer_decay=1.0):
     """The same steps by torch alone: one process, the whole batch at once, float32."""
     model, task = build_model(), build_task()
     initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    groups = parameter_groups(model, weight_decay=OptimizerConfig().weight_decay)
+    groups = parameter_groups(
+        model, weight_decay=OptimizerConfig().weight_decay, layer_decay=layer_decay
+    )
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=OptimizerConfig().betas, eps=1e-8)
     rows = {"losses": [], "norms": [], "targets": []}
     for step, learning_rate in enumerate(LEARNING_RATES):
@@ -209,7 +215,7 @@ def reference():
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
         loss.backward()
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["lr_scale"]
         rows["norms"].append(float(nn.utils.clip_grad_norm_(model.parameters(), CLIP)))
         optimizer.step()
         optimizer.zero_grad()
@@ -262,6 +268,25 @@ def save_and_load(folder, stage, precision):
         "consolidated": engines.load_weights(folder),
         "on": take_steps(engine, (2, 3)),
         "resumed": take_steps(other, (2, 3)),
+    }
+
+
+def layer_decay(folder, stage):
+    """Five steps, and the last two again behind a checkpoint, by an engine that had other rates."""
+    engine = build(stage, layer_decay=DECAY)
+    initial = weights(engine)
+    first = take_steps(engine, (0, 1, 2))
+    folder = folder / f"decay-zero{stage}"
+    engine.save(folder)
+    other = build(stage, layer_decay=DECAY, seed=99)
+    other.load(folder)
+    on, resumed = take_steps(engine, (3, 4)), take_steps(other, (3, 4))
+    return {
+        "initial": initial,
+        "losses": first["losses"] + on["losses"],
+        "weights": on["weights"],
+        "on": on,
+        "resumed": resumed,
     }
 
 

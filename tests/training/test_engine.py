@@ -156,6 +156,17 @@ def test_activation_checkpointing_changes_no_number(two_ranks, stage):
     assert computed["losses"] != two_ranks["reference"]["losses"]
 
 
+@every_stage
+def test_layers_have_rates_of_their_own(cases, stage):
+    case, plain = cases[f"layer decay zero{stage}"], cases["layer decay reference"]
+    assert case["losses"] == pytest.approx(plain["losses"], abs=ROUNDING)
+    way = distance(plain["initial"], plain["weights"])
+    assert distance(case["weights"], plain["weights"]) < WEIGHT_ROUNDING * way
+    assert way < 0.8 * distance(plain["initial"], cases["reference"]["weights"])
+    assert_equal_weights(case["resumed"].pop("weights"), case["on"].pop("weights"))
+    assert case["resumed"] == case["on"]
+
+
 SAVED = [f"save {precision} zero{stage}" for stage in STAGES for precision in ("fp32", "bf16")]
 
 

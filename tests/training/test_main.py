@@ -199,6 +199,7 @@ def test_all_checkpoints_damaged_stops_and_keeps_the_history(train, copy, resume
         ("model.d_model=32", "model.d_model"),
         ("engine.precision=bf16", "engine.precision"),
         ("optimizer.decay_embeddings=false", "optimizer.decay_embeddings"),
+        ("optimizer.layer_decay=0.5", "optimizer.layer_decay"),
         ("engine.zero_stage=2", "engine.zero_stage"),
     ],
 )

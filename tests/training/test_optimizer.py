@@ -1,12 +1,15 @@
 """AdamW's parameter groups and its learning rate of 0."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
+from training.models import vit
 from training.models.transformer import Config as ModelConfig
 from training.models.transformer import Model
-from training.optimizer import Config, build_optimizer, parameter_groups
+from training.optimizer import Config, build_optimizer, learning_rate_scales, parameter_groups
 
 
 def model(**changes) -> Model:
@@ -53,6 +56,40 @@ def test_groups(tied, decay_embeddings, decayed, kept):
     network = model(tie_embeddings=tied)
     groups = parameter_groups(network, weight_decay=0.3, decay_embeddings=decay_embeddings)
     assert names(network, groups) == [(0.3, decayed), (0.0, kept)]
+
+
+def mae_layer(name: str, num_blocks: int) -> int:
+    """`get_layer_id_for_vit` of the masked autoencoder's `util/lr_decay.py`, in our names."""
+    if name.startswith(("embedding", "positions", "encoder.patches", "encoder.positions")):
+        return 0
+    if name.startswith("encoder.class_token"):
+        return 0
+    found = re.match(r"(?:encoder\.)?blocks\.(\d+)\.", name)
+    return int(found[1]) + 1 if found else num_blocks + 1
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.75, 0.5])
+@pytest.mark.parametrize("kind", ["transformer", "tied transformer", "vit"])
+def test_rates_fall_from_layer_to_layer_as_for_the_masked_autoencoder(kind, layer_decay):
+    network: nn.Module = model(num_layers=3, tie_embeddings=kind.startswith("tied"))
+    if kind == "vit":
+        sizes = {"image_size": 8, "patch_size": 4, "d_model": 8, "num_layers": 3, "num_heads": 2}
+        network = vit.Model(vit.Config(num_classes=3, **sizes))
+    expected = {
+        name: layer_decay ** (4 - mae_layer(name, 3)) for name, _ in network.named_parameters()
+    }
+    assert len(set(expected.values())) == (1 if layer_decay == 1 else 5)
+    assert learning_rate_scales(network, layer_decay) == expected
+    groups = parameter_groups(network, weight_decay=0.1, layer_decay=layer_decay)
+    by_id = {id(parameter): name for name, parameter in network.named_parameters()}
+    grouped = {by_id[id(one)]: group["lr_scale"] for group in groups for one in group["params"]}
+    assert grouped == expected
+    plain = {
+        id(one): g["weight_decay"]
+        for g in parameter_groups(network, weight_decay=0.1)
+        for one in g["params"]
+    }
+    assert plain == {id(one): g["weight_decay"] for g in groups for one in g["params"]}
 
 
 def test_frozen_parameters_are_left_out_and_no_group_is_empty():
@@ -104,6 +141,8 @@ def test_updates_are_those_of_the_formula():
         ({"epsilon": -1e-8}, "epsilon is -1e-08"),
         ({"betas": (0.9, 1.0)}, r"betas are \[0.9, 1.0\]"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1; it must be at least 0"),
+        ({"layer_decay": 0.0}, "layer_decay is 0.0; it must be above 0 and at most 1"),
+        ({"layer_decay": 1.1}, "layer_decay is 1.1; it must be above 0 and at most 1"),
     ],
 )
 def test_numbers_out_of_range_are_refused(changes, message):
