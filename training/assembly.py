@@ -23,6 +23,7 @@ from training.hooks.checkpoints import CheckpointHook
 from training.hooks.divergence import DivergenceHook
 from training.hooks.evaluation import EvaluationHook
 from training.hooks.metrics import MetricsHook
+from training.initial_weights import take_initial_weights
 from training.kinds import kind_of
 from training.objective import Objective
 from training.optimizer import build_optimizer
@@ -61,6 +62,8 @@ def build_engine(config: TrainingConfig, run: Run) -> Engine:
     """The model with seeded weights, its optimizer, and DeepSpeed around them."""
     torch.manual_seed(config.seed)
     model = config.model.module.Model(config.model.config)
+    if config.init_from:
+        take_initial_weights(model, config)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())  # ZeRO-3 empties it
     apply_activation_checkpointing(model.blocks, config.engine.activation_checkpointing)
     engine = Engine(

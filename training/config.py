@@ -29,6 +29,10 @@ class TrainingConfig:
     """Of initial weights, dropout and the order of data."""
     resume: Literal["auto", "never", "required"] = "auto"
     """Continue from the last good checkpoint if there is one; never; or fail if there is none."""
+    init_from: str = ""
+    """Start from the weights of another run, a run folder or a checkpoint in it; empty: seeded."""
+    init_skip: tuple[str, ...] = ()
+    """Names or patterns of weights that start anew all the same, as `embedding.*`."""
     model: Plugin = plugin("training.models")
     """The model: a module of training/models/."""
     task: Plugin = plugin("training.tasks")
@@ -57,6 +61,8 @@ class TrainingConfig:
         if not 0 <= self.seed < 2**63:  # the seeds of ranks count up from it
             raise ValueError(f"seed must be at least 0 and below 2^63, found {self.seed}")
         self.schedule.check(self.num_steps)
+        if self.init_skip and not self.init_from:
+            raise ValueError("init_skip names weights of init_from, which is empty")
         self._check_model()
 
     def _check_model(self) -> None:

@@ -27,7 +27,7 @@ def load_model(run: str | Path) -> TrainedModel:
     Raises:
         FileNotFoundError: no complete checkpoint there.
     """
-    folder = _checkpoint_of(Path(run))
+    folder = find_checkpoint(Path(run))
     config = configs.load(TrainingConfig, folder / checkpoint.CONFIG)
     model = config.model.module.Model(config.model.config)
     model.load_state_dict(load_weights(folder))
@@ -36,7 +36,15 @@ def load_model(run: str | Path) -> TrainedModel:
     return TrainedModel(model.to(device).eval(), config, step)
 
 
-def _checkpoint_of(run: Path) -> Path:
+def find_checkpoint(run: Path) -> Path:
+    """The newest good checkpoint of a run folder, or the one that the path itself is.
+
+    Every rank calls it.
+
+    Raises:
+        FileNotFoundError: no complete checkpoint there.
+        ValueError: the checkpoint is damaged.
+    """
     if (run / checkpoint.SUMMARY).exists():
         faults = checkpoint.find_faults(run)
         if faults:

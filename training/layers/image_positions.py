@@ -3,6 +3,8 @@
 Both know a grid of the training's image size, and stretch it over any other.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -50,6 +52,17 @@ class SincosImagePositions(nn.Module):
         waves = torch.cat((across, down), dim=-1)  # (P, D)
         front = patches.new_zeros(self.num_in_front, self.d_model)
         return patches + waves.type_as(patches), front
+
+
+def adapt_positions(state: dict[str, Tensor], name: str, grid: Grid) -> dict[str, Tensor]:
+    """Weights whose learned positions, a table of square images by `name`, fit another grid."""
+    if name not in state:
+        return state
+    table = state[name]
+    side = math.isqrt(len(table))
+    front, positions = table.tensor_split([len(table) - side**2])
+    stretched = interpolate_positions(positions, (side, side), grid)
+    return {**state, name: torch.cat((front, stretched))}  # (1 or 0 + P, D)
 
 
 def interpolate_positions(table: Tensor, grid: Grid, wished: Grid) -> Tensor:

@@ -18,7 +18,7 @@ from training.layers.image_encoder import (
     check_width,
     derive,
 )
-from training.layers.image_positions import SincosImagePositions
+from training.layers.image_positions import SincosImagePositions, adapt_positions
 from training.layers.linear import Linear
 from training.layers.patches import CHANNELS, patch_grid
 
@@ -64,6 +64,11 @@ class Config(EncoderConfig):
     def num_visible(self, num_patches: int) -> int:
         """Patches that the encoder sees."""
         return int(num_patches * (1 - self.mask_ratio))
+
+
+def adapt(state: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """Weights of another run for this model: learned positions stretch over its image size."""
+    return adapt_positions(state, "encoder.positions.table.weight", config.grid)
 
 
 class Model(nn.Module):

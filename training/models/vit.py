@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from training.layers.image_encoder import EncoderConfig, ImageEncoder
+from training.layers.image_positions import adapt_positions
 from training.layers.linear import Linear
 
 OUTPUT = "classes"
@@ -29,6 +30,11 @@ def num_parameters(config: Config) -> int:
     """Parameters of the model; no memory is touched."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in Model(config).parameters())
+
+
+def adapt(state: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """Weights of another run for this model: learned positions stretch over its image size."""
+    return adapt_positions(state, "encoder.positions.table.weight", config.grid)
 
 
 class Model(nn.Module):

@@ -1,0 +1,141 @@
+"""Initial weights from another run: `init_from`.
+
+Weights alone are taken, not the optimizer or the place in the data, and every weight is told of:
+loaded, missing in the other run, or unused by this one.
+"""
+
+import fnmatch
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training import checkpoint, distributed
+from training.config import TrainingConfig
+from training.console import say
+from training.engine import load_weights
+from training.run_dir import find_checkpoint
+
+REPORT = "init_from.json"
+NUM_TOLD = 4
+"""Names in a list on the console; the report has all of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What became of the weights of both runs, by name."""
+
+    loaded: tuple[str, ...]
+    """Taken over."""
+    missing: dict[str, str]
+    """Of the new model, which start anew, and why."""
+    unused: tuple[str, ...]
+    """Of the other run, which the new model has no place for."""
+
+
+def take_initial_weights(model: nn.Module, config: TrainingConfig) -> None:
+    """Load the weights of `init_from` into a new run's model, and report.
+
+    Every rank calls it with the whole model, before DeepSpeed partitions it. A run that continues
+    has weights of its own, and is left alone.
+
+    Raises:
+        ValueError: no weight fits, or one has another shape than the model's.
+        FileNotFoundError: no complete checkpoint there.
+    """
+    run_dir = Path(config.run_dir)
+    if distributed.broadcast(checkpoint.list_checkpoints(run_dir / "checkpoints")):
+        return
+    source = find_checkpoint(Path(config.init_from))
+    found = adapt(config.model.module, load_weights(source), config.model.config)
+    own = model.state_dict()
+    try:
+        report = match_weights(
+            {name: tensor.shape for name, tensor in own.items()},
+            {name: tensor.shape for name, tensor in found.items()},
+            skip=config.init_skip,
+        )
+    except ValueError as error:
+        raise ValueError(f"init_from={config.init_from}: {error}") from None
+    model.load_state_dict({name: found[name] for name in report.loaded}, strict=False)
+    if distributed.is_rank_zero():
+        tree = {"init_from": str(source), **asdict(report)}
+        (run_dir / REPORT).write_text(json.dumps(tree, indent=1) + "\n")
+    say(f"initial weights of {source}: {describe(report, model)}; all names in {run_dir / REPORT}")
+
+
+def adapt(module: ModuleType, found: dict[str, Tensor], model_config: Any) -> dict[str, Tensor]:
+    """Let a model's module name and form another model's weights as its own, if it knows how."""
+    if not hasattr(module, "adapt"):
+        return found
+    adapted: dict[str, Tensor] = module.adapt(found, model_config)
+    return adapted
+
+
+def match_weights(
+    own: Mapping[str, torch.Size], found: Mapping[str, torch.Size], *, skip: Sequence[str]
+) -> Report:
+    """Weights of the same name and shape are loaded.
+
+    A `head` of another shape starts anew, as for another number of classes; so does what a pattern
+    of `skip` names.
+
+    Raises:
+        ValueError: another weight has another shape, a pattern names none, or nothing is loaded.
+    """
+    for pattern in skip:
+        if not fnmatch.filter(own, pattern):
+            raise ValueError(f"init_skip: no weight of this model is named {pattern}")
+    loaded: list[str] = []
+    missing: dict[str, str] = {}
+    conflicts: list[str] = []
+    for name, shape in own.items():
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in skip):
+            missing[name] = "skipped"
+        elif name not in found:
+            missing[name] = "not there"
+        elif found[name] == shape:
+            loaded.append(name)
+        else:
+            missing[name] = f"{_size(found[name])} there, {_size(shape)} here"
+            if name.partition(".")[0] != "head":
+                conflicts.append(f"{name} is {missing[name]}")
+    if conflicts:
+        raise ValueError(
+            f"{_list(conflicts, joined_by='; ')}; make the models alike, or let such weights start "
+            "anew by init_skip, a list of names or patterns"
+        )
+    if not loaded:
+        raise ValueError(
+            f"no weight of it fits: it has {_list(found)}, and this model has {_list(own)}"
+        )
+    unused = tuple(name for name in found if name not in own)
+    return Report(loaded=tuple(loaded), missing=missing, unused=unused)
+
+
+def describe(report: Report, model: nn.Module) -> str:
+    """A report in one line, with the first few names of what was not loaded."""
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    loaded = sum(sizes.get(name, 0) for name in report.loaded)
+    parts = [f"{len(report.loaded)} loaded, {loaded:,} of {sum(sizes.values()):,} parameters"]
+    if report.missing:
+        reasons = [f"{name} ({reason})" for name, reason in report.missing.items()]
+        parts.append(f"{len(reasons)} start anew: {_list(reasons)}")
+    if report.unused:
+        parts.append(f"{len(report.unused)} of them unused: {_list(report.unused)}")
+    return "; ".join(parts)
+
+
+def _list(names: Iterable[str], *, joined_by: str = ", ") -> str:
+    names = list(names)
+    rest = len(names) - NUM_TOLD
+    return joined_by.join([*names[:NUM_TOLD], *([f"{rest} more"] if rest > 0 else [])])
+
+
+def _size(shape: torch.Size) -> str:
+    return " x ".join(map(str, shape)) or "a number"
