@@ -17,6 +17,8 @@ EXCERPT_BYTES = 500
 
 UNREADABLE = frozenset(
     {
+        "damaged_image",
+        "decoder_crashed",
         "empty_file",
         "invalid_json",
         "invalid_utf8",
@@ -25,6 +27,8 @@ UNREADABLE = frozenset(
         "missing_column",
         "missing_value",
         "not_text",
+        "out_of_memory",
+        "too_slow",
         "truncated_file",
         "truncated_image",
         "unknown_format",

@@ -37,6 +37,11 @@ class Config:
 
     max_pixels: int = 100_000_000
     """An image of more pixels is a reject, before any of them is decoded."""
+    memory_mib: int = 2048
+    """Memory that one image may take while it is processed, MiB; above it, it is a reject. An
+    image of `max_pixels` takes 1,500 at the worst: turned, and converted from CMYK."""
+    time_limit_seconds: float = 60.0
+    """CPU time that one image may take, seconds; above it, it is a reject."""
     accept_truncated: bool = False
     """Keep an image that breaks off, the missing part grey; else it is a reject."""
     background: tuple[int, ...] = (255, 255, 255)
@@ -45,6 +50,11 @@ class Config:
     def __post_init__(self) -> None:
         if self.max_pixels < 1:
             raise ValueError(f"max_pixels: {self.max_pixels}; at least 1 is allowed")
+        if self.memory_mib < 16:
+            raise ValueError(f"memory_mib: {self.memory_mib}; at least 16 are allowed")
+        if not 0 < self.time_limit_seconds < math.inf:
+            found = self.time_limit_seconds
+            raise ValueError(f"time_limit_seconds: {found}; a number above 0 is allowed")
         if len(self.background) != 3 or not all(0 <= one <= 255 for one in self.background):
             raise ValueError(f"background: {self.background}; three numbers from 0 to 255")
 
@@ -88,7 +98,7 @@ class Opened:
 
 
 def open_image(encoded: bytes, config: Config) -> Opened | BadImage:
-    """Read the header of an image; never raises for what the bytes hold."""
+    """Read the header of an image; raises nothing but `MemoryError` for what the bytes hold."""
     if not encoded:
         return BadImage("empty_file", "no bytes")
     try:
@@ -104,7 +114,7 @@ def open_image(encoded: bytes, config: Config) -> Opened | BadImage:
 
 
 def load(opened: Opened, config: Config, *, wished_side: int = 0) -> Decoded | BadImage:
-    """Decode an opened image; never raises for what the bytes hold.
+    """Decode an opened image; raises nothing but `MemoryError` for what the bytes hold.
 
     Args:
         opened: the image.
@@ -210,6 +220,8 @@ def _transform(profile: bytes, mode: str) -> PIL.ImageCms.ImageCmsTransform | No
 
 
 def _bad(error: Exception) -> BadImage:
+    if isinstance(error, MemoryError) or "out of memory" in str(error):
+        raise MemoryError from None
     truncated = "truncated" in str(error).lower() or isinstance(error, EOFError)
     detail = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return BadImage("truncated_image" if truncated else "damaged_image", detail)

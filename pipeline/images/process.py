@@ -38,8 +38,16 @@ class Processed:
     """Pixels."""
 
 
-def process(encoded: bytes, config: Config) -> Processed | tuple[str, BadImage]:
-    """Process one image; of a bad one the stage that refuses it, and why."""
+Outcome = Processed | tuple[str, BadImage]
+"""What becomes of an image; of a bad one the stage that refuses it, and why."""
+
+
+def process(encoded: bytes, config: Config) -> Outcome:
+    """Process one image.
+
+    Raises:
+        MemoryError: the memory of this process does not suffice for it.
+    """
     opened = open_image(encoded, config.decode)
     if isinstance(opened, BadImage):
         return "decode", opened

@@ -1,7 +1,8 @@
 """The stages of images between their reader and the shuffle."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import apache_beam as beam
 import numpy as np
@@ -10,9 +11,10 @@ import pyarrow as pa
 from pipeline.batch import Batch, Count, concat, count, encoded_rows, reject, text_buffers
 from pipeline.corpus import Portion
 from pipeline.images.config import ImagePipelineConfig
-from pipeline.images.process import Config, Processed, process
+from pipeline.images.process import Config, Outcome, Processed, process
 from pipeline.images.rows import ENCODED_IMAGES, SAID
 from pipeline.images.samples import render_metadata
+from pipeline.images.sandbox import Limits, Sandbox
 from pipeline.key import KeyDocuments
 from pipeline.progress import CountProgress
 from pipeline.read import ReadCorpus
@@ -43,17 +45,50 @@ class EncodedImages(beam.PTransform):  # type: ignore[misc]
             | "EachPortion" >> beam.FlatMap(list)
             | "SpreadPortions" >> Spread()
             | "ReadCorpus" >> ReadCorpus(format=corpus.name, config=corpus.config)
-            | "ProcessImages" >> beam.Map(process_images, config=self.config.images)
+            | "ProcessImages" >> ProcessImages(self.config.images)
             | "KeyImages" >> KeyDocuments(deduplicate=self.config.deduplicate)
             | "CountProgress" >> CountProgress(self.work)
             | "PackImages" >> beam.Map(pack_images)
         )
 
 
-def process_images(batch: Batch, config: Config) -> Batch:
-    """The images of a batch as the dataset will hold them, their size in the metadata."""
+@dataclass
+class ProcessImages(beam.PTransform):  # type: ignore[misc]
+    """Batches of images as stored -> as the dataset will hold them."""
+
+    config: Config
+    """What becomes of each image."""
+
+    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
+        return batches | "InSandbox" >> beam.ParDo(_InSandbox(self.config))
+
+
+class _InSandbox(beam.DoFn):  # type: ignore[misc]
+    """Holds the child process that decodes."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def setup(self) -> None:
+        limits = self.config.decode
+        self.sandbox = Sandbox(
+            partial(process, config=self.config),
+            Limits(limits.time_limit_seconds, limits.memory_mib),
+        )
+
+    def process(self, batch: Batch) -> Iterator[Batch]:
+        yield process_images(batch, self.sandbox.map)
+
+    def teardown(self) -> None:
+        self.sandbox.close()
+
+
+def process_images(
+    batch: Batch, processed: Callable[[Sequence[memoryview]], list[Outcome]]
+) -> Batch:
+    """The images of a batch as `processed` makes them, their size in the metadata."""
     images = batch.documents
-    results = [process(bytes(encoded), config) for encoded in _contents(images)]
+    results = processed(list(_contents(images)))
     for stage in STAGES:
         refused = [not isinstance(one, Processed) and one[0] == stage for one in results]
         denied = images.filter(pa.array(refused, pa.bool_()))

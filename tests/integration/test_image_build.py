@@ -1,7 +1,10 @@
 """Class folders of images become a dataset that everything reads."""
 
+import gzip
 import io
 import json
+import os
+from functools import partial
 
 import datasets
 import numpy as np
@@ -137,3 +140,48 @@ def test_too_many_unreadable_images_refuse_the_build(corpus, tmp_path):
     with pytest.raises(Exception, match=r"5 of 67 records \(7.46%\).*max_bad_fraction"):
         make(corpus, tmp_path / "dataset", "max_bad_fraction=0.04")
     assert not (tmp_path / "dataset/manifest.json").exists()
+
+
+def test_a_poisoned_image_is_lost_alone(tmp_path):
+    """One of many pixels between good ones: too much memory, or too much time."""
+    folder = tmp_path / "corpus/cat"
+    folder.mkdir(parents=True)
+    for number in range(12):
+        (folder / f"{number:02d}.jpg").write_bytes(jpeg(number))
+        (folder / f"{number:02d}.txt").write_text("one")
+    PIL.Image.new("RGB", (9000, 9000)).save(folder / "05b.png")
+    (folder / "05b.txt").write_text("one")
+    limits = {"memory_mib=100": "out_of_memory", "time_limit_seconds=0.1": "too_slow"}
+    for workers, (limit, reason) in enumerate(limits.items(), 1):
+        asked = [f"images.decode.{limit}", f"num_workers={workers}"]
+        dataset = make(tmp_path / "corpus", tmp_path / reason, *asked)
+        with gzip.open(dataset / "rejects/decode.jsonl.gz") as file:
+            (reject,) = map(json.loads, file)
+        assert (reject["source"], reject["reason"]) == ("cat/05b.png", reason)
+        config = load(PipelineConfig, dataset / "config.yaml").images
+        expected = {process(jpeg(number), config).encoded for number in range(12)}
+        assert {sample["jpg"] for sample in samples_of(dataset)} == expected
+
+
+def test_a_crash_of_a_decoder_is_lost_alone(corpus, tmp_path, built, monkeypatch):
+    """The build of the whole corpus, by a decoder that crashes at one image."""
+    (tmp_path / "fragile.py").write_text(
+        "import os, signal\n"
+        "from pipeline.images.process import process\n"
+        "def fragile(image, config, poison):\n"
+        "    if image == poison:\n"
+        "        os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "    return process(image, config)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    from fragile import fragile
+
+    monkeypatch.setattr("pipeline.images.stages.process", partial(fragile, poison=jpeg(7)))
+    dataset = make(corpus, tmp_path / "dataset")
+    with gzip.open(dataset / "rejects/decode.jsonl.gz") as file:
+        lost = [row for row in map(json.loads, file) if row["reason"] == "decoder_crashed"]
+    assert [(row["source"], row["detail"]) for row in lost] == [("dog/7.jpg", "SIGSEGV")]
+    expected = {sample["txt"]: sample["jpg"] for sample in samples_of(built)}
+    del expected["café 7".encode()]
+    assert {sample["txt"]: sample["jpg"] for sample in samples_of(dataset)} == expected
