@@ -72,6 +72,7 @@ def build_engine(config: TrainingConfig, run: Run) -> Engine:
         config.engine,
         micro_batch_size=config.batch.micro_batch_size,
         gradient_accumulation_steps=run.accumulation,
+        ema_decay=config.ema.decay,
     )
     torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout differs between ranks
     batch = config.batch
@@ -161,7 +162,7 @@ def _build_hooks(config: TrainingConfig, run: Run, engine: Engine, state: RunSta
         DivergenceHook(max_skips_in_a_row=config.engine.max_skips_in_a_row),
     ]
     if config.evaluation.every_steps:
-        hooks.append(_build_evaluation(config, run, engine, events))
+        hooks += _build_evaluations(config, run, engine, events)
     hooks += kind.build_hooks(config, run.task, engine, events)
     hooks.append(
         CheckpointHook(
@@ -176,9 +177,10 @@ def _build_hooks(config: TrainingConfig, run: Run, engine: Engine, state: RunSta
     return hooks
 
 
-def _build_evaluation(
+def _build_evaluations(
     config: TrainingConfig, run: Run, engine: Engine, events: EventFile | None
-) -> EvaluationHook:
+) -> list[EvaluationHook]:
+    """Of the weights and, if there is one, of their average."""
     batches = EvaluationBatches(
         kind_of(config).open_split(config, run.manifest, split="validation"),
         collate=run.task.collate,
@@ -187,11 +189,15 @@ def _build_evaluation(
         world_size=distributed.world_size(),
         max_samples=config.evaluation.max_samples,
     )
-    return EvaluationHook(
-        engine,
-        batches,
-        events,
-        summarise=run.task.summarise,
-        every_steps=config.evaluation.every_steps,
-        run_dir=run.dir,
-    )
+    return [
+        EvaluationHook(
+            engine,
+            batches,
+            events,
+            summarise=run.task.summarise,
+            every_steps=config.evaluation.every_steps,
+            run_dir=run.dir,
+            averaged=averaged,
+        )
+        for averaged in ([False, True] if config.ema.decay else [False])
+    ]

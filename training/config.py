@@ -10,6 +10,7 @@ from training.batch_size import Config as BatchConfig
 from training.checkpoint import Config as CheckpointConfig
 from training.data.config import DataConfig, TextDataConfig
 from training.deepspeed_config import Config as EngineConfig
+from training.ema import Config as EmaConfig
 from training.hooks.evaluation import Config as EvaluationConfig
 from training.hooks.metrics import Config as LoggingConfig
 from training.hooks.samples import Config as SamplesConfig
@@ -45,6 +46,8 @@ class TrainingConfig:
     """AdamW."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """The learning rate over the steps."""
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    """The average of the weights over steps, which evaluation looks at too."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """DeepSpeed ZeRO, precision and memory."""
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from training import distributed
+from training import distributed, ema
 from training.deepspeed_config import Config, build_deepspeed_config
 from training.objective import Metrics, MicroBatch, Objective
 
@@ -32,9 +32,7 @@ from deepspeed.accelerator import get_accelerator  # noqa: E402
 from deepspeed.runtime import torch_autocast  # noqa: E402
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer  # noqa: E402
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler  # noqa: E402
-from deepspeed.utils.zero_to_fp32 import (  # noqa: E402
-    get_fp32_state_dict_from_zero_checkpoint,
-)
+from deepspeed.utils import zero_to_fp32  # noqa: E402
 
 TAG = "deepspeed"
 """Folder of DeepSpeed's files inside a checkpoint."""
@@ -67,7 +65,9 @@ class Engine:
         *,
         micro_batch_size: int,
         gradient_accumulation_steps: int,
+        ema_decay: float = 0.0,
     ) -> None:
+        """With an `ema_decay` above 0, keep an average of the weights."""
         self.config = config
         self.task = objective.task
         self.accumulation = gradient_accumulation_steps
@@ -93,6 +93,7 @@ class Engine:
             self.deepspeed.enable_backward_allreduce = False
         self._complete_deepspeed()
         self._align_overflows()
+        self.average = ema.Average(self._masters(), decay=ema_decay) if ema_decay else None
 
     @property
     def module(self) -> nn.Module:
@@ -121,6 +122,8 @@ class Engine:
             if number < len(batches):
                 self.deepspeed.step()
         grad_norm, skipped = self._update()
+        if self.average and not skipped:
+            self.average.update(self._masters())
         return StepResult(
             loss=distributed.sum_over_ranks(total) / divisor,
             num_targets=num_targets,
@@ -148,6 +151,15 @@ class Engine:
             for name, value in sorted(sums.items())
         }
 
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model has the average of its weights; every rank enters, and none trains."""
+        self._exchange_average()
+        try:
+            yield
+        finally:
+            self._exchange_average()
+
     def to_device(self, batch: MicroBatch) -> MicroBatch:
         """The batch on this rank's device."""
         return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
@@ -168,6 +180,8 @@ class Engine:
         )
         if self.faults:
             raise OSError(str(self.faults[0]))
+        if self.average and (self.config.zero_stage > 0 or distributed.is_rank_zero()):
+            self.average.save(checkpoint_dir)
 
     def load(self, checkpoint_dir: Path) -> None:
         """Read what `save` wrote, at the same world size and ZeRO stage; every rank calls it."""
@@ -181,6 +195,45 @@ class Engine:
             group.update({name: configured[name] for name in names})
         if state["grad_scaler"] is not None:
             self.deepspeed.torch_autocast_z0_gradscaler.load_state_dict(state["grad_scaler"])
+        if self.average:
+            self._load_average(self.average, checkpoint_dir)
+
+    def _load_average(self, average: ema.Average, checkpoint_dir: Path) -> None:
+        """Go on with the average; a run that had none begins it here."""
+        path = ema.part_path(checkpoint_dir, distributed.rank() if self.config.zero_stage else 0)
+        if path.exists():
+            average.load(path)
+        else:
+            average.restart(self._masters())
+
+    def _exchange_average(self) -> None:
+        assert self.average is not None
+        self.average.exchange(self._masters())
+        self._publish_masters()
+
+    def _masters(self) -> dict[str, torch.Tensor]:
+        """The fp32 weights that the optimizer steps: by name at stage 0, else this rank's parts."""
+        optimizer = self.deepspeed.optimizer
+        if self.config.zero_stage == 0:
+            return {n: one for n, one in self.module.named_parameters() if one.requires_grad}
+        if self.config.zero_stage == 3:
+            parts = optimizer.fp32_partitioned_groups_flat
+        elif isinstance(optimizer, BF16_Optimizer):
+            parts = optimizer.fp32_groups_flat_partition
+        else:
+            parts = optimizer.single_partition_of_fp32_groups
+        return {str(number): part for number, part in enumerate(parts)}
+
+    def _publish_masters(self) -> None:
+        """Bring the fp32 weights into the model that computes, on all ranks."""
+        optimizer = self.deepspeed.optimizer
+        if self.config.zero_stage in (1, 2):
+            optimizer.update_lp_params()
+        if self.config.zero_stage == 3:
+            optimizer.checkpoint_event_prologue()  # partitions what is gathered
+            for number in range(len(optimizer.fp16_groups)):
+                optimizer._reassign_or_swap_out_partitioned_parameters(number)
+            optimizer.checkpoint_event_epilogue()  # gathers what stays so
 
     def _num_targets(self, batches: Sequence[MicroBatch]) -> torch.Tensor:
         """Targets of the global batch; stays on the device: reading it would wait."""
@@ -260,17 +313,42 @@ def initialize_distributed() -> None:
     deepspeed.init_distributed(verbose=False)
 
 
-def load_weights(checkpoint_dir: Path) -> dict[str, torch.Tensor]:
-    """The model's fp32 weights, consolidated from the ranks' files of a checkpoint, on the CPU."""
+def load_weights(checkpoint_dir: Path, *, averaged: bool = False) -> dict[str, torch.Tensor]:
+    """The model's fp32 weights, consolidated from the ranks' files of a checkpoint, on the CPU.
+
+    Raises:
+        FileNotFoundError: their average is wished, and the run kept none.
+    """
     folder = checkpoint_dir / TAG
+    parts = ema.load_parts(checkpoint_dir) if averaged else []
     if any(folder.glob("*zero_pp_rank*")) or any(folder.glob("*optim_states*")):
-        silence = io.StringIO()  # it prints its progress to both streams
-        with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
-            state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint_dir), tag=TAG)
+        state = _consolidate(checkpoint_dir, [list(part.values()) for part in parts])
     else:
         path = folder / "mp_rank_00_model_states.pt"
         state = torch.load(path, map_location="cpu", weights_only=False)["module"]
+        for name, mean in parts[0].items() if parts else ():
+            state[f"model.{name}"].copy_(mean)  # in place: tied weights share their memory
     return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+
+
+def _consolidate(checkpoint_dir: Path, parts: list[list[torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The weights out of DeepSpeed's files, or, where given, out of parts laid out alike."""
+    parse = zero_to_fp32.parse_optim_states
+
+    def with_parts(*arguments: Any) -> tuple[Any, ...]:
+        stage, world_size, weights, paddings = parse(*arguments)
+        return stage, world_size, parts or weights, paddings
+
+    silence = io.StringIO()  # it prints its progress to both streams
+    zero_to_fp32.parse_optim_states = with_parts
+    try:
+        with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+            state: dict[str, torch.Tensor] = zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(
+                str(checkpoint_dir), tag=TAG
+            )
+    finally:
+        zero_to_fp32.parse_optim_states = parse
+    return state
 
 
 def _keeping_faults(write: Callable[..., None], faults: list[Exception]) -> Callable[..., None]:

@@ -23,7 +23,7 @@ def main() -> None:
         raise ValueError(f"num_samples is {arguments.num_samples}; it must be at least 1")
     for index in (0, arguments.num_samples - 1):  # told before seconds of loading
         _drawing(arguments, index)
-    trained = load_model(arguments.run)
+    trained = load_model(arguments.run, averaged=arguments.ema)
     config = trained.config
     if not isinstance(config, TextTrainingConfig):
         what = f"a run of task {config.task.name}, which writes no text"
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top-k", type=int, default=0, help="among so many tokens; 0 among all")
     parser.add_argument("--top-p", type=float, default=1.0, help="among this share of probability")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text")
+    parser.add_argument("--ema", action="store_true", help="take the average of the weights")
     return parser
 
 

@@ -21,16 +21,18 @@ class TrainedModel:
     step: int
 
 
-def load_model(run: str | Path) -> TrainedModel:
+def load_model(run: str | Path, *, averaged: bool = False) -> TrainedModel:
     """The model of a run's newest good checkpoint, or of one checkpoint, in fp32 and eval mode.
 
+    Where `averaged`, it has the average of its weights (section `ema`).
+
     Raises:
-        FileNotFoundError: no complete checkpoint there.
+        FileNotFoundError: no complete checkpoint there, or no average in it.
     """
     folder = find_checkpoint(Path(run))
     config = configs.load(TrainingConfig, folder / checkpoint.CONFIG)
     model = config.model.module.Model(config.model.config)
-    model.load_state_dict(load_weights(folder))
+    model.load_state_dict(load_weights(folder, averaged=averaged))
     step = checkpoint.read_state(folder).step
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return TrainedModel(model.to(device).eval(), config, step)

@@ -24,7 +24,7 @@ class SumTask:
         return model(batch["x"]).float().sum(), {}
 
 
-def build_line(config, *, accumulation, with_adam=False):
+def build_line(config, *, accumulation, with_adam=False, ema_decay=0.0):
     torch.manual_seed(0)
     model = nn.Linear(4, 1, bias=False)
     sgd = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -34,6 +34,7 @@ def build_line(config, *, accumulation, with_adam=False):
         config,
         micro_batch_size=1,
         gradient_accumulation_steps=accumulation,
+        ema_decay=ema_decay,
     )
 
 
@@ -85,6 +86,18 @@ def poison(stage, precision, value):
         healthy = line_step(engine, [2.0, 2.0])
         ends[len(poisons)] = weights(engine)["weight"]
     return {"poisoned": poisoned, "healthy": healthy, "clean": ends[0], "weights": ends[1]}
+
+
+def skipped_average(stage):
+    """How far an average is behind each of two steps, of which the first is poisoned."""
+    config = Config(zero_stage=stage, precision="fp32", max_grad_norm=0.0)
+    engine = build_line(config, accumulation=1, ema_decay=0.9)
+    before, ends = weights(engine)["weight"], []
+    for value in (float("nan"), 1.0):
+        line_step(engine, [value])
+        with engine.averaged():
+            ends.append((weights(engine)["weight"] - before)[0, 0].item())
+    return ends
 
 
 def overflow(stage):

@@ -19,6 +19,7 @@ from engine_line import (
     overflow,
     poison,
     reduce,
+    skipped_average,
     weights,
     with_fp16,
 )
@@ -67,7 +68,9 @@ def cases(folder):
             found[f"fp32 zero{stage} accumulation{accumulation}"] = partial(
                 train, stage, micro_batch_size=micro
             )
+        found[f"skipped average zero{stage}"] = partial(skipped_average, stage)
         for precision in ("fp32", "bf16"):
+            found[f"average {precision} zero{stage}"] = partial(average, folder, stage, precision)
             found[f"accumulate {precision} zero{stage}"] = partial(accumulate, stage, precision)
             found[f"save {precision} zero{stage}"] = partial(
                 save_and_load, folder, stage, precision
@@ -143,6 +146,7 @@ def build(
     dropout=0.0,
     seed=0,
     layer_decay=1.0,
+    ema_decay=0.0,
 ):
     model = build_model(dropout=dropout, seed=seed)
     apply_activation_checkpointing(model.blocks, activation_checkpointing)
@@ -154,6 +158,7 @@ def build(
         config,
         micro_batch_size=micro_batch_size,
         gradient_accumulation_steps=GLOBAL_BATCH // micro_batch_size // distributed.world_size(),
+        ema_decay=ema_decay,
     )
 
 
@@ -288,6 +293,50 @@ def layer_decay(folder, stage):
         "on": on,
         "resumed": resumed,
     }
+
+
+def average(folder, stage, precision):
+    """Weights and their average behind each step, and how an engine that loads them goes on."""
+    folder = folder / f"average-{precision}-zero{stage}"
+    engine, other = (build(stage, precision=precision, seed=n, ema_decay=0.2) for n in (0, 99))
+    history = []
+    for step in range(5):
+        take_steps(engine, [step] if step else [])
+        if distributed.is_rank_zero():
+            (folder / str(step)).mkdir(parents=True)
+        distributed.barrier()
+        engine.save(folder / str(step))
+        distributed.barrier()
+        history.append(
+            [engines.load_weights(folder / str(step), averaged=a) for a in (False, True)]
+        )
+    before, batches = weights(engine), own_batches(0, 2)
+    with engine.averaged():
+        inside = weights(engine)
+        loss = engine.evaluate(batches)[1]["loss"].item()
+    after = weights(engine)
+    other.load(folder / "2")
+    take_steps(other, [3, 4])
+    with other.averaged():
+        resumed = weights(other)
+    return {
+        "history": history,
+        "before": before,
+        "after": after,
+        "inside": inside,
+        "loss": loss,
+        "expected loss": loss_of(history[-1][1]),
+        "resumed": resumed,
+        "files": sorted(path.name for path in (folder / "4").glob("ema-*")),
+    }
+
+
+def loss_of(state):
+    """Of the first global batch."""
+    model, batch = build_model(), global_batch(0)
+    model.load_state_dict(state)
+    logits = model(batch["tokens"]).flatten(0, 1)
+    return nn.functional.cross_entropy(logits, batch["targets"].flatten()).item()
 
 
 def full_disk(folder, stage):

@@ -167,6 +167,50 @@ def test_layers_have_rates_of_their_own(cases, stage):
     assert case["resumed"] == case["on"]
 
 
+AVERAGED = [f"{precision} zero{stage}" for stage in STAGES for precision in ("fp32", "bf16")]
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+def test_the_average_is_that_of_the_formula_in_fp64(cases, name):
+    case = cases[f"average {name}"]
+    (initial, first), *steps = case["history"]
+    assert_equal_weights(first, initial)
+    expected = {key: weight.double() for key, weight in initial.items()}
+    for decay, (plain, mean) in zip((0.1, 2 / 11, 0.2, 0.2), steps, strict=True):
+        assert mean.keys() == plain.keys() == expected.keys()
+        for key, weight in plain.items():
+            expected[key] = decay * expected[key] + (1 - decay) * weight.double()
+            torch.testing.assert_close(mean[key].double(), expected[key], rtol=1e-6, atol=1e-8)
+    assert distance(*steps[-1]) > 0.01 * distance(initial, steps[-1][0])
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+def test_the_model_has_the_average_for_a_while(cases, name):
+    case = cases[f"average {name}"]
+    assert_equal_weights(case["after"], case["before"])
+    rounds = name.startswith("bf16") and "zero0" not in name
+    mean = case["history"][-1][1]
+    for key, weight in case["inside"].items():
+        assert torch.equal(mean[key].bfloat16().float() if rounds else mean[key], weight)
+    margin = ROUNDING if name.startswith("fp32") else 0.01
+    assert case["loss"] == pytest.approx(case["expected loss"], abs=margin)
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+def test_the_average_goes_on_bitwise_and_is_partitioned(cases, name):
+    case = cases[f"average {name}"]
+    assert_equal_weights(case["resumed"], case["inside"])
+    alone = name.endswith("zero0") or "evaluate zero0" not in cases  # of two ranks
+    assert case["files"] == ["ema-00000.pt"] + ([] if alone else ["ema-00001.pt"])
+
+
+@every_stage
+def test_a_skipped_step_does_not_move_the_average(cases, stage):
+    poisoned, healthy = cases[f"skipped average zero{stage}"]
+    assert poisoned == 0.0
+    assert healthy == pytest.approx(-0.9, rel=1e-5)  # nine tenths of a step of 1
+
+
 SAVED = [f"save {precision} zero{stage}" for stage in STAGES for precision in ("fp32", "bf16")]
 
 

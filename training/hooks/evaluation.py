@@ -1,5 +1,6 @@
 """Evaluation: loss and the task's metrics over a fixed set of the validation split."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -50,13 +51,16 @@ class EvaluationHook(Hook):
         summarise: Callable[[Metrics], Summary],
         every_steps: int,
         run_dir: Path,
+        averaged: bool = False,
     ) -> None:
+        """Where `averaged`, the model has the average of its weights, and the log another name."""
         self.engine = engine
         self.batches = batches
         self.events = events
         self.summarise = summarise
         self.every_n_steps = every_steps
-        self.log = StepLog(run_dir / "evaluation.jsonl")
+        self.averaged = averaged
+        self.log = StepLog(run_dir / ("evaluation_ema.jsonl" if averaged else "evaluation.jsonl"))
         self.best = math.inf
 
     def on_start(self, state: RunState) -> None:
@@ -66,9 +70,10 @@ class EvaluationHook(Hook):
             self.best = min((row["loss"] for row in rows), default=math.inf)
 
     def on_step(self, info: StepInfo) -> None:
-        """Evaluate, print, and write to TensorBoard and `evaluation.jsonl`."""
+        """Evaluate, print, and write to TensorBoard and the log."""
         started = time.perf_counter()
-        num_targets, means = self.engine.evaluate(self.batches)
+        with self.engine.averaged() if self.averaged else contextlib.nullcontext():
+            num_targets, means = self.engine.evaluate(self.batches)
         summary = self.summarise(means)
         self.best = min(self.best, summary.scalars["loss"])
         if not distributed.is_rank_zero():
@@ -78,15 +83,17 @@ class EvaluationHook(Hook):
         if self.events is not None:
             self._show(self.events, summary, step)
         say(
-            f"validation at step {step}: {summary.line} over {num_targets:,} targets in "
+            f"validation {'of averaged weights ' if self.averaged else ''}at step {step}: "
+            f"{summary.line} over {num_targets:,} targets in "
             f"{time.perf_counter() - started:.1f} s; best loss so far {self.best:.4f}"
         )
 
     def _show(self, events: "EventFile", summary: Summary, step: int) -> None:
-        scalars = {f"validation/{name}": value for name, value in sorted(summary.scalars.items())}
+        group = "validation_ema" if self.averaged else "validation"
+        scalars = {f"{group}/{name}": value for name, value in sorted(summary.scalars.items())}
         events.add_scalars(scalars, step)
         for name, picture in summary.pictures.items():
-            events.add_picture(f"validation/{name}", picture, step)
+            events.add_picture(f"{group}/{name}", picture, step)
         events.flush()
 
     def on_end(self) -> None:

@@ -1,5 +1,6 @@
 """The evaluation hook with an engine that returns what it is told."""
 
+import contextlib
 import io
 
 import numpy as np
@@ -19,9 +20,16 @@ class FakeEngine:
     def __init__(self, losses):
         self.losses = iter(losses)
         self.seen = []
+        self.is_averaged = False
+
+    @contextlib.contextmanager
+    def averaged(self):
+        self.is_averaged = True
+        yield
+        self.is_averaged = False
 
     def evaluate(self, batches):
-        self.seen.append(batches)
+        self.seen.append((batches, self.is_averaged))
         means = {"loss": torch.tensor(next(self.losses)), "hits": torch.tensor([0.25, 0.25])}
         return 1234, means
 
@@ -38,10 +46,16 @@ def row_of(step, loss):
 
 @pytest.fixture
 def build(tmp_path, state_of):
-    def hook_at(losses, *, step=0, events=None):
+    def hook_at(losses, *, step=0, events=None, averaged=False):
         engine = FakeEngine(losses)
         hook = EvaluationHook(
-            engine, ["batch"], events, summarise=summarise, every_steps=2, run_dir=tmp_path
+            engine,
+            ["batch"],
+            events,
+            summarise=summarise,
+            every_steps=2,
+            run_dir=tmp_path,
+            averaged=averaged,
         )
         hook.on_start(state_of(step))
         return hook
@@ -55,7 +69,7 @@ def test_rows_and_lines(build, info_of, tmp_path, capsys):
     for step in (2, 4, 6):
         hook.on_step(info_of(step))
     assert hook.log.rows() == [row_of(2, 2.0), row_of(4, 1.5), row_of(6, 1.75)]
-    assert hook.engine.seen == [["batch"]] * 3
+    assert hook.engine.seen == [(["batch"], False)] * 3
     assert hook.log.path.name == "evaluation.jsonl"
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].startswith("validation at step 6: loss 1.75, all well over 1,234 targets in ")
@@ -64,6 +78,22 @@ def test_rows_and_lines(build, info_of, tmp_path, capsys):
         "best loss so far 1.5000",
         "best loss so far 1.5000",
     ]
+
+
+def test_averaged_weights_have_a_log_and_tags_of_their_own(
+    build, info_of, scalars, tmp_path, capsys
+):
+    hook = build([2.0], events=EventFile(tmp_path, first_step=1), averaged=True)
+    hook.on_step(info_of(2))
+    assert hook.engine.seen == [(["batch"], True)]
+    assert hook.engine.is_averaged is False
+    assert hook.log.path.name == "evaluation_ema.jsonl"
+    assert hook.log.rows() == [row_of(2, 2.0)]
+    assert scalars(tmp_path) == {
+        "validation_ema/loss": [(2, 2.0)],
+        "validation_ema/accuracy": [(2, 0.5)],
+    }
+    assert capsys.readouterr().out.startswith("validation of averaged weights at step 2: loss 2.00")
 
 
 def test_tensorboard(build, info_of, scalars, tmp_path):
@@ -107,7 +137,7 @@ def test_other_ranks_evaluate_and_write_nothing(build, info_of, tmp_path, monkey
     monkeypatch.setenv("RANK", "1")
     hook = build([1.0])
     hook.on_step(info_of(2))
-    assert hook.engine.seen == [["batch"]]
+    assert hook.engine.seen == [(["batch"], False)]
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().out == ""
 
