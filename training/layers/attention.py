@@ -1,6 +1,7 @@
 """Attention with shared keys and values, rotary positions, masks and a cache, by torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -47,6 +48,8 @@ class Attention(nn.Module):
         width = sum(self.groups) * heads.head_dim
         self.query_key_value = Linear(d_model, width, bias=bias, std=stds[0])
         self.query_norm, self.key_norm = head_norm(), head_norm()
+        self.captured: list[Tensor] | None = None
+        """Weights of each forward, where someone wishes to see them; see `capture_attention`."""
         self.output = Linear(heads.num_heads * heads.head_dim, d_model, bias=bias, std=stds[1])
 
     def forward(
@@ -63,14 +66,17 @@ class Attention(nn.Module):
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.extend(k, v)  # (B, G, past + T, K)
+        # One new token behind a cache sees all that is there.
+        is_causal = self.causal and mask is None and q.shape[2] == k.shape[2]
+        if self.captured is not None:
+            self.captured.append(attention_weights(q, k, mask=mask, is_causal=is_causal))
         attended = F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
-            # One new token behind a cache sees all that is there.
-            is_causal=self.causal and mask is None and q.shape[2] == k.shape[2],
+            is_causal=is_causal,
             enable_gqa=q.shape[1] != k.shape[1],
         )
         output: Tensor = self.output(attended.transpose(1, 2).flatten(2))  # (B, T, D)
@@ -96,6 +102,37 @@ class Cache:
             v = torch.cat((self._kept[1], v), dim=2)  # (B, G, past + 1, K)
         self._kept = (k, v)
         return k, v
+
+
+@contextmanager
+def capture_attention(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects the attention weights (B, H, T, T) of every layer, in the order of computation.
+
+    The list is filled when the context is left. Values of a forward inside stay as they are; the
+    weights are computed beside them, which takes memory for T x T numbers a head.
+    """
+    captured: list[Tensor] = []
+    layers = [module for module in model.modules() if isinstance(module, Attention)]
+    for layer in layers:
+        layer.captured = []
+    try:
+        yield captured
+    finally:
+        for layer in layers:
+            captured += layer.captured or []
+            layer.captured = None
+
+
+def attention_weights(q: Tensor, k: Tensor, *, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """How much each query (B, H, T, K) takes from each of the keys (B, G, S, K): (B, H, T, S)."""
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # (B, H, S, K)
+    scores = (q.float() @ k.float().transpose(2, 3)) * q.shape[3] ** -0.5  # (B, H, T, S)
+    if is_causal:
+        mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    weights: Tensor = scores.softmax(dim=-1)
+    return weights
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
