@@ -163,7 +163,7 @@ def _build_hooks(config: TrainingConfig, run: Run, engine: Engine, state: RunSta
     ]
     if config.evaluation.every_steps:
         hooks += _build_evaluations(config, run, engine, events)
-    hooks += kind.build_hooks(config, run.task, engine, events)
+    hooks += kind.build_hooks(config, run.manifest, run.task, engine, events)
     hooks.append(
         CheckpointHook(
             run.dir / "checkpoints",

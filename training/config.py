@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from configs.plugins import Plugin, plugin, plugin_names
+from training.augment.config import Config as AugmentConfig
 from training.batch_size import Config as BatchConfig
 from training.checkpoint import Config as CheckpointConfig
 from training.data.config import DataConfig, TextDataConfig
@@ -13,6 +14,7 @@ from training.deepspeed_config import Config as EngineConfig
 from training.ema import Config as EmaConfig
 from training.hooks.evaluation import Config as EvaluationConfig
 from training.hooks.metrics import Config as LoggingConfig
+from training.hooks.pictures import Config as PicturesConfig
 from training.hooks.samples import Config as SamplesConfig
 from training.optimizer import Config as OptimizerConfig
 from training.schedule import Config as ScheduleConfig
@@ -85,7 +87,7 @@ class TrainingConfig:
     @classmethod
     def variants(cls) -> "dict[str, type[TrainingConfig]]":
         """The schema of each kind of dataset."""
-        return {"text": TextTrainingConfig}
+        return {"text": TextTrainingConfig, "image": ImageTrainingConfig}
 
     @classmethod
     def variant(cls, tree: dict[str, Any]) -> "type[TrainingConfig]":
@@ -115,3 +117,13 @@ class TextTrainingConfig(TrainingConfig):
                 f"data.sequence_length is {self.data.sequence_length}, but model.max_positions is "
                 f"{longest}; raise the one or lower the other"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTrainingConfig(TrainingConfig):
+    """One run on images, which are taken at the image size of the model."""
+
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """How images are modified in training."""
+    pictures: PicturesConfig = field(default_factory=PicturesConfig)
+    """Pictures of what the model sees and makes."""

@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.manifest import Manifest
-from training.data.blocks import Blocks, block_parser
-from training.data.chunks import ChunkReader
+from training.augment.recipe import Recipe
+from training.data.blocks import block_parser
+from training.data.chunks import ChunkReader, ChunkTable, Parse, Parsed
+from training.data.image_chunks import parse_images
+from training.data.images import ImageDataset
+from training.data.order import Order
 from training.data.shards import is_local
 from training.data.tokens import TokenDataset
 
@@ -26,7 +30,8 @@ class DataConfig:
     num_batches_ahead: int = 4
     """Steps whose micro batches wait ready on each rank."""
     num_loader_workers: int = 2
-    """Threads of each rank that fetch and verify chunks."""
+    """Loader workers of each rank: threads that fetch and verify chunks; for images also processes
+    that decode and augment."""
     chunk_cache_mib: int = 2048
     """Memory of each rank for chunks of a remote dataset, MiB; local ones need none."""
     corrupt_chunks: Literal["stop", "replace"] = "stop"
@@ -69,18 +74,8 @@ def open_tokens(
         ValueError: no text, no such split, too short, shards that disagree with the manifest, or
             too little memory for the chunks of a remote dataset.
     """
-    where = config.dataset_dir
-    if manifest.kind != "text" or manifest.token_dtype is None:
-        raise ValueError(f"{where}: holds samples of kind {manifest.kind}, expected text")
-    if not manifest.splits.get(split):
-        raise ValueError(f"{where}: no split {split}; it has {', '.join(sorted(manifest.splits))}")
-    reader = ChunkReader(
-        where,
-        manifest.splits[split],
-        parse=block_parser(manifest.token_dtype),
-        cache_mib=config.chunk_cache_mib,
-        num_loader_workers=config.num_loader_workers,
-    )
+    parse = block_parser(manifest.token_dtype or "uint16")
+    reader = _open_reader(config, manifest, kind="text", split=split, parse=parse)
     dataset = TokenDataset(
         reader,
         split=split,
@@ -91,9 +86,44 @@ def open_tokens(
         window=config.window,
         corrupt_chunks=config.corrupt_chunks,
     )
-    if not is_local(where):
-        _check_cache(dataset, reader, config=config, sharing=ranks_per_lane_set)
+    if not is_local(config.dataset_dir):
+        _check_cache(dataset.order, reader.table, config=config, sharing=ranks_per_lane_set)
     return dataset
+
+
+def open_images(
+    config: DataConfig,
+    manifest: Manifest,
+    *,
+    split: str,
+    recipe: Recipe,
+    seed: int,
+    ranks_per_lane_set: int = 1,
+) -> ImageDataset:
+    """The images of a split, each by the recipe; `seed` is that of the augmentations.
+
+    Raises:
+        ValueError: no images, no such split, shards that disagree with the manifest, or too little
+            memory for the chunks of a remote dataset.
+    """
+    reader = _open_reader(config, manifest, kind="image", split=split, parse=parse_images)
+    order = Order(
+        reader.table.samples,
+        fingerprint=manifest.fingerprint,
+        seed=config.shuffle_seed,
+        num_lanes=config.num_lanes,
+        window=config.window,
+    )
+    if not is_local(config.dataset_dir):
+        _check_cache(order, reader.table, config=config, sharing=ranks_per_lane_set)
+    return ImageDataset(
+        reader,
+        order,
+        recipe,
+        seed=seed,
+        num_loader_workers=config.num_loader_workers,
+        corrupt_chunks=config.corrupt_chunks,
+    )
 
 
 def describe_order(config: DataConfig, manifest: Manifest) -> str:
@@ -110,11 +140,25 @@ def describe_order(config: DataConfig, manifest: Manifest) -> str:
     )
 
 
-def _check_cache(
-    dataset: TokenDataset, reader: ChunkReader[Blocks], *, config: DataConfig, sharing: int
-) -> None:
+def _open_reader(
+    config: DataConfig, manifest: Manifest, *, kind: str, split: str, parse: Parse[Parsed]
+) -> ChunkReader[Parsed]:
+    where = config.dataset_dir
+    if manifest.kind != kind:
+        raise ValueError(f"{where}: holds samples of kind {manifest.kind}, expected {kind}")
+    if not manifest.splits.get(split):
+        raise ValueError(f"{where}: no split {split}; it has {', '.join(sorted(manifest.splits))}")
+    return ChunkReader(
+        where,
+        manifest.splits[split],
+        parse=parse,
+        cache_mib=config.chunk_cache_mib,
+        num_loader_workers=config.num_loader_workers,
+    )
+
+
+def _check_cache(order: Order, table: ChunkTable, *, config: DataConfig, sharing: int) -> None:
     """A cache below what the lanes read at once would fetch every chunk again and again."""
-    table, order = reader.table, dataset.order
     rows_per_chunk = order.samples_per_epoch / len(table)
     per_lane = 1 + order.window / rows_per_chunk
     chunks = min(order.num_lanes / sharing * per_lane, len(table))

@@ -47,7 +47,12 @@ class Kind(Protocol):
         ...
 
     def build_hooks(
-        self, config: Any, task: Any, engine: Engine, events: EventFile | None
+        self,
+        config: Any,
+        manifest: Manifest,
+        task: Any,
+        engine: Engine,
+        events: EventFile | None,
     ) -> list[Hook]:
         """Hooks that this kind alone has."""
         ...

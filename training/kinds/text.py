@@ -54,10 +54,14 @@ def units_per_sample(config: TextTrainingConfig) -> int:
 
 
 def build_hooks(
-    config: TextTrainingConfig, task: Any, engine: Engine, events: EventFile | None
+    config: TextTrainingConfig,
+    manifest: Manifest,
+    task: Any,
+    engine: Engine,
+    events: EventFile | None,
 ) -> list[Hook]:
     """Generated text."""
-    del task
+    del manifest, task
     if not config.samples.every_steps:
         return []
     codec = load_codec(config.data.dataset_dir)

@@ -18,7 +18,8 @@ class PatchEmbedding(nn.Module):
         self.projection = Linear(num_in, d_model, bias=True, std=num_in**-0.5)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        patches: Tensor = self.projection(patchify(pixels, self.patch_size))
+        whole = patchify(pixels, self.patch_size).type_as(self.projection.weight)  # bf16, say
+        patches: Tensor = self.projection(whole)
         return patches
 
 

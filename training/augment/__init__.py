@@ -1,0 +1,1 @@
+"""Augmentations: images modified in training, by seed and position of the sample alone."""

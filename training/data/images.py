@@ -1,0 +1,140 @@
+"""A split of an image dataset: images decoded, augmented and cut to one size.
+
+A pixel depends on the image, the recipe, the seed and the position of the sample in the data order
+alone.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from training.augment.draws import sample_keys
+from training.augment.recipe import Recipe
+from training.data.chunks import ChunkReader
+from training.data.decoders import Decoders
+from training.data.image_chunks import ImageChunk
+from training.data.order import Order
+from training.data.replacement import ReplacingReader
+
+Ints = npt.NDArray[np.int64]
+
+BYTES_AT_ONCE = 32 << 20
+"""Pixels that are decoded at once: 222 images of 224 pixels, enough for many workers."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Some images, a row each."""
+
+    pixels: npt.NDArray[np.uint8]
+    """(rows, size, size, 3), red, green and blue."""
+    classes: Ints
+    """Of each row, the class, or -1."""
+    keys: npt.NDArray[np.uint64]
+    """Of each row, what all further draws for it derive from."""
+    positions: Ints
+    """Of each row, its position in the data order."""
+    weights: npt.NDArray[np.bool_]
+    """Of each row, whether it counts; False is padding of a last validation batch."""
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+class ImageDataset:
+    """The images of a split, in the data order or as they lie in the shards."""
+
+    def __init__(
+        self,
+        reader: ChunkReader[ImageChunk],
+        order: Order,
+        recipe: Recipe,
+        *,
+        seed: int,
+        num_loader_workers: int,
+        corrupt_chunks: Literal["stop", "replace"] = "stop",
+    ) -> None:
+        """Lay the order over the images; `seed` is that of the augmentations."""
+        self.order = order
+        self.bad_images: dict[str, str] = {}
+        """Images that no decoder takes, by key, and what is wrong with them."""
+        self._seed = seed
+        self._recipe = recipe
+        self._decoders = Decoders(recipe, num_workers=num_loader_workers)
+        counts = order.samples_per_chunk
+        self._reader = ReplacingReader(reader, counts, replaces=corrupt_chunks == "replace")
+        self._stops = np.cumsum(counts)
+
+    def __len__(self) -> int:
+        """Images in one epoch."""
+        return self.order.samples_per_epoch
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows that are worth one `read`: enough to keep every worker busy."""
+        return max(1, BYTES_AT_ONCE // (3 * self._recipe.size**2))
+
+    def read(self, positions: Ints) -> Images:
+        """The images at these positions of the data order.
+
+        An image that cannot be decoded is replaced by the next one of the split that can.
+
+        Raises:
+            CorruptChunkError: a chunk is not what the manifest says, and is not to be replaced.
+            OSError: a chunk could not be read after several attempts.
+            ValueError: no image of the split can be decoded.
+        """
+        _, chunk, index = self.order.locate(positions)
+        return self._gather(chunk, index, positions)
+
+    def read_in_file_order(self, numbers: Ints) -> Images:
+        """The images with these numbers, counted through the shards."""
+        chunk = np.searchsorted(self._stops, numbers, side="right")
+        index = numbers - (self._stops[chunk] - self.order.samples_per_chunk[chunk])
+        return self._gather(chunk, index, numbers)
+
+    def close(self) -> None:
+        """Let go of files, memory, threads and processes."""
+        self._decoders.close()
+        self._reader.reader.close()
+
+    def _gather(self, chunk: Ints, index: Ints, positions: Ints) -> Images:
+        keys = sample_keys(self._seed, positions)
+        size = self._recipe.size
+        pixels = np.empty((len(positions), size, size, 3), np.uint8)
+        classes = np.empty(len(positions), np.int64)
+        rows = np.arange(len(positions))
+        for _ in range(len(self)):
+            chunks = self._reader.find(chunk[rows], index[rows])
+            found = list(zip(chunks.chunk.tolist(), chunks.index.tolist(), strict=True))
+            encoded = [chunks.chunks[c].encoded(i) for c, i in found]
+            decoded, faults = self._decoders.decode(encoded, keys[rows].tolist())
+            pixels[rows] = decoded
+            classes[rows] = [chunks.chunks[c].classes[i] for c, i in found]
+            for number, fault in faults.items():
+                of_chunk, of_index = found[number]
+                self._report(chunks.chunks[of_chunk].key(of_index), fault)
+            if not faults:
+                return Images(pixels, classes, keys, positions, np.ones(len(positions), np.bool_))
+            rows = rows[sorted(faults)]
+            chunk[rows], index[rows] = self._following(chunk[rows], index[rows])
+        raise ValueError(f"none of the {len(self)} images of the split can be decoded")
+
+    def _following(self, chunk: Ints, index: Ints) -> tuple[Ints, Ints]:
+        """The next image in the order of files, behind the last one the first."""
+        first = self._stops[chunk] - self.order.samples_per_chunk[chunk]
+        number = (first + index + 1) % len(self)
+        following = np.searchsorted(self._stops, number, side="right")
+        return following, number - (
+            self._stops[following] - self.order.samples_per_chunk[following]
+        )
+
+    def _report(self, key: str, fault: str) -> None:
+        if key not in self.bad_images:
+            self.bad_images[key] = fault
+            logger.warning("image %s: %s; the next one comes in its place", key, fault)
