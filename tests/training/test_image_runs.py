@@ -1,0 +1,173 @@
+"""Runs on images from the command line: classification, masked autoencoding, one from another."""
+
+import json
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+import yaml
+
+pytestmark = pytest.mark.slow
+
+SIZES = {"image_size": 8, "patch_size": 4, "d_model": 16, "num_layers": 1, "num_heads": 2}
+VIT = {"name": "vit", **SIZES, "num_classes": 2, "positions": "sincos", "pooling": "mean"}
+MAE = {
+    "name": "mae",
+    **SIZES,
+    "decoder_d_model": 8,
+    "decoder_num_layers": 1,
+    "decoder_num_heads": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def image_dir(tmp_path_factory):
+    """Sixty-four images, dark ones and bright ones."""
+    import io
+
+    from pipeline.manifest import Manifest, write_manifest
+    from pipeline.tar import Sample, write_shard
+
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    splits = {}
+    for split, number in (("train", 48), ("validation", 16)):
+        samples = []
+        for n in range(number):
+            content = io.BytesIO()
+            colours = generator.integers(0, 90, (8, 8, 3)) + 160 * (n % 2)
+            PIL.Image.fromarray(colours.astype(np.uint8)).save(content, format="PNG")
+            files = {"cls": str(n % 2).encode(), "json": b"{}", "png": content.getvalue()}
+            samples.append(Sample(f"{split}{n:02}", files))
+        shard = write_shard(folder / f"{split}-000000.tar", samples, chunk_bytes=20_000)
+        splits[split] = (shard,)
+    write_manifest(Manifest("image", splits, {}, {}, classes=("dark", "bright")), folder)
+    return folder
+
+
+@pytest.fixture
+def train(cli, image_dir, tmp_path):
+    """Train in a folder; the answer of the command."""
+
+    def run(model, task, *overrides, name="run", **sections):
+        config = {
+            "run_dir": str(tmp_path / name),
+            "num_steps": 12,
+            "model": model,
+            "task": {"name": task},
+            "data": {"dataset_dir": str(image_dir), "num_lanes": 4, "num_loader_workers": 1},
+            "augment": {"crop": "center"},
+            "batch": {"global_batch_size": 16, "micro_batch_size": 8},
+            "optimizer": {"peak_learning_rate": 0.01},
+            "schedule": {"warmup_steps": 1},
+            "engine": {"zero_stage": 1, "precision": "fp32"},
+            "checkpoints": {"every_steps": 6},
+            "evaluation": {"every_steps": 6},
+            "pictures": {"every_steps": 6, "num_images": 4},
+            "logging": {"every_steps": 6},
+        } | sections
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return cli("training", path, *overrides)
+
+    return run
+
+
+def rows(folder, name):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def pictures(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload()
+    return {tag: [e.step for e in events.Images(tag)] for tag in events.Tags()["images"]}
+
+
+def test_classes_are_learned(train, tmp_path):
+    answer = train(VIT, "image_classification", augment={"mixup_alpha": 0.2, "crop": "center"})
+    assert answer["code"] == 0, answer
+    found = rows(tmp_path / "run", "evaluation.jsonl")
+    assert [row["step"] for row in found] == [6, 12]
+    assert found[-1]["top1"] == 1.0
+    assert found[-1]["num_targets"] == 16
+    assert "images/s" in answer["stdout"]
+    assert "top1 100.00%" in answer["stdout"]
+    assert pictures(tmp_path / "run") == {"images": [6, 12], "validation/confusion": [6, 12]}
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_zero_stage(train, tmp_path, zero_stage, precision):
+    engine = {"zero_stage": zero_stage, "precision": precision}
+    for name, model, task in (
+        ("vit", VIT, "image_classification"),
+        ("mae", MAE, "masked_autoencoding"),
+    ):
+        answer = train(model, task, name=name, num_steps=6, engine=engine)
+        assert answer["code"] == 0, answer
+        same = train(model, task, name=f"{name}-1", num_steps=6)
+        assert same["code"] == 0, same
+        found, expected = (
+            [row["loss"] for row in rows(tmp_path / one, "metrics.jsonl")]
+            for one in (name, f"{name}-1")
+        )
+        assert found == pytest.approx(expected, rel=1e-5 if precision == "fp32" else 0.1)
+
+
+def test_a_resumed_run_has_the_same_losses(train, tmp_path):
+    augment = {"policy": "rand_augment", "cutmix_alpha": 1.0}
+    model = VIT | {"stochastic_depth": 0.1, "dropout": 0.1, "num_layers": 2}
+    assert train(model, "image_classification", augment=augment, name="whole")["code"] == 0
+    half = train(model, "image_classification", "num_steps=12", augment=augment, name="half")
+    assert half["code"] == 0
+    shutil.rmtree(tmp_path / "half/checkpoints/step-00000012")
+    again = train(model, "image_classification", augment=augment, name="half")
+    assert "step 6, 96 samples seen" in again["stdout"]
+    whole, resumed = (rows(tmp_path / name, "metrics.jsonl") for name in ("whole", "half"))
+    assert whole == resumed
+
+
+def test_a_classifier_begins_with_the_encoder_of_a_masked_autoencoder(train, tmp_path):
+    assert train(MAE, "masked_autoencoding", name="mae")["code"] == 0
+    assert pictures(tmp_path / "mae") == {"reconstructions": [6, 12]}
+    losses = [row["loss"] for row in rows(tmp_path / "mae", "evaluation.jsonl")]
+    assert losses[1] < losses[0]
+    answer = train(VIT, "image_classification", f"init_from={tmp_path}/mae", name="vit")
+    assert answer["code"] == 0, answer
+    report = json.loads((tmp_path / "vit/init_from.json").read_text())
+    assert sorted(report["missing"]) == ["head.bias", "head.weight"]
+    assert all(name.startswith("decoder.") for name in report["unused"])
+    assert "encoder.blocks.0.attention.query_key_value.weight" in report["loaded"]
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "overrides", "message"),
+    [
+        (MAE, "image_classification", (), "needs a model that gives classes: vit"),
+        (VIT, "image_classification", ("model.num_classes=1",), "the dataset has 2 classes"),
+        (
+            VIT,
+            "image_classification",
+            ("augment.mixup_alpha=1", "batch.micro_batch_size=1"),
+            "mixup and CutMix mix pairs",
+        ),
+        (VIT, "image_classification", ("augment.magnitude=11",), "must be 0 to 10"),
+    ],
+)
+def test_refused(train, model, task, overrides, message):
+    answer = train(model, task, *overrides)
+    assert answer["code"] == 2
+    (line,) = answer["stderr"].splitlines()
+    assert message in line
+
+
+def test_text_is_no_image_and_an_image_no_text(train, cli, dataset_dir, tmp_path):
+    answer = train(VIT, "image_classification", f"data.dataset_dir={dataset_dir}")
+    assert answer["code"] == 2
+    assert "holds samples of kind text, expected images" in answer["stderr"]
+    assert train(VIT, "image_classification", num_steps=2)["code"] == 0
+    answer = cli("training.generate", tmp_path / "run")
+    assert answer["code"] == 2
+    assert "is a run of task image_classification, which writes no text" in answer["stderr"]
