@@ -8,7 +8,7 @@ from torch import nn
 
 import configs
 from training import checkpoint
-from training.config import TrainingConfig
+from training.config import ImageTrainingConfig, TrainingConfig
 from training.engine import load_weights
 
 
@@ -36,6 +36,21 @@ def load_model(run: str | Path, *, averaged: bool = False) -> TrainedModel:
     step = checkpoint.read_state(folder).step
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return TrainedModel(model.to(device).eval(), config, step)
+
+
+def load_image_model(
+    run: str | Path, *, averaged: bool = False
+) -> tuple[nn.Module, ImageTrainingConfig]:
+    """As `load_model`, of a run on images alone.
+
+    Raises:
+        ValueError: the run is one on something else.
+    """
+    trained = load_model(run, averaged=averaged)
+    if not isinstance(trained.config, ImageTrainingConfig):
+        what = f"a run of task {trained.config.task.name}, which sees no images"
+        raise ValueError(f"{run}: is {what}")  # noqa: TRY004  (a user's mistake)
+    return trained.model, trained.config
 
 
 def find_checkpoint(run: Path) -> Path:

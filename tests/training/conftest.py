@@ -1,6 +1,7 @@
 """A tiny text dataset, engine cases on one and two ranks, and a warm process for command lines."""
 
 import contextlib
+import io
 import json
 import os
 import resource
@@ -11,11 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 TEXT = "the mill turns and the water runs; " * 5
 END_OF_DOCUMENT = "<|endoftext|>"
+SIZES = {"image_size": 8, "patch_size": 4, "d_model": 16, "num_layers": 1, "num_heads": 2}
+IMAGE_MODELS = {
+    "vit": SIZES | {"num_classes": 2, "positions": "sincos", "pooling": "mean"},
+    "mae": SIZES | {"decoder_d_model": 8, "decoder_num_layers": 1, "decoder_num_heads": 2},
+}
 
 
 @pytest.fixture(scope="session")
@@ -256,6 +263,58 @@ def write_config(tmp_path_factory, dataset_dir):
         } | changes
         path = tmp_path_factory.mktemp("config") / "tiny.yaml"
         path.write_text("".join(f"{key}: {value}\n" for key, value in sections.items()))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def image_dir(tmp_path_factory):
+    """Sixty-four images, dark ones and bright ones."""
+    import PIL.Image
+
+    from pipeline.manifest import Manifest, write_manifest
+    from pipeline.tar import Sample, write_shard
+
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    splits = {}
+    for split, number in (("train", 48), ("validation", 16)):
+        samples = []
+        for n in range(number):
+            content = io.BytesIO()
+            colours = generator.integers(0, 90, (8, 8, 3)) + 160 * (n % 2)
+            PIL.Image.fromarray(colours.astype(np.uint8)).save(content, format="PNG")
+            files = {"cls": str(n % 2).encode(), "json": b"{}", "png": content.getvalue()}
+            samples.append(Sample(f"{split}{n:02}", files))
+        shard = write_shard(folder / f"{split}-000000.tar", samples, chunk_bytes=20_000)
+        splits[split] = (shard,)
+    write_manifest(Manifest("image", splits, {}, {}, classes=("dark", "bright")), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_image_config(tmp_path_factory, image_dir):
+    """Writes the YAML of a run on images of a tiny vit or mae with changes; returns its path."""
+
+    def write(model, task, **sections):
+        config = {
+            "num_steps": 12,
+            "model": IMAGE_MODELS[model["name"]] | model,
+            "task": {"name": task},
+            "data": {"dataset_dir": str(image_dir), "num_lanes": 4, "num_loader_workers": 1},
+            "augment": {"crop": "center"},
+            "batch": {"global_batch_size": 16, "micro_batch_size": 8},
+            "optimizer": {"peak_learning_rate": 0.01},
+            "schedule": {"warmup_steps": 1},
+            "engine": {"zero_stage": 1, "precision": "fp32"},
+            "checkpoints": {"every_steps": 6},
+            "evaluation": {"every_steps": 6},
+            "pictures": {"every_steps": 6, "num_images": 4},
+            "logging": {"every_steps": 6},
+        } | sections
+        path = tmp_path_factory.mktemp("config") / "images.yaml"
+        path.write_text(yaml.safe_dump(config))
         return path
 
     return write

@@ -3,73 +3,21 @@
 import json
 import shutil
 
-import numpy as np
-import PIL.Image
 import pytest
-import yaml
 
 pytestmark = pytest.mark.slow
 
-SIZES = {"image_size": 8, "patch_size": 4, "d_model": 16, "num_layers": 1, "num_heads": 2}
-VIT = {"name": "vit", **SIZES, "num_classes": 2, "positions": "sincos", "pooling": "mean"}
-MAE = {
-    "name": "mae",
-    **SIZES,
-    "decoder_d_model": 8,
-    "decoder_num_layers": 1,
-    "decoder_num_heads": 2,
-}
-
-
-@pytest.fixture(scope="module")
-def image_dir(tmp_path_factory):
-    """Sixty-four images, dark ones and bright ones."""
-    import io
-
-    from pipeline.manifest import Manifest, write_manifest
-    from pipeline.tar import Sample, write_shard
-
-    folder = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    splits = {}
-    for split, number in (("train", 48), ("validation", 16)):
-        samples = []
-        for n in range(number):
-            content = io.BytesIO()
-            colours = generator.integers(0, 90, (8, 8, 3)) + 160 * (n % 2)
-            PIL.Image.fromarray(colours.astype(np.uint8)).save(content, format="PNG")
-            files = {"cls": str(n % 2).encode(), "json": b"{}", "png": content.getvalue()}
-            samples.append(Sample(f"{split}{n:02}", files))
-        shard = write_shard(folder / f"{split}-000000.tar", samples, chunk_bytes=20_000)
-        splits[split] = (shard,)
-    write_manifest(Manifest("image", splits, {}, {}, classes=("dark", "bright")), folder)
-    return folder
+VIT = {"name": "vit"}
+MAE = {"name": "mae"}
 
 
 @pytest.fixture
-def train(cli, image_dir, tmp_path):
+def train(cli, write_image_config, tmp_path):
     """Train in a folder; the answer of the command."""
 
     def run(model, task, *overrides, name="run", **sections):
-        config = {
-            "run_dir": str(tmp_path / name),
-            "num_steps": 12,
-            "model": model,
-            "task": {"name": task},
-            "data": {"dataset_dir": str(image_dir), "num_lanes": 4, "num_loader_workers": 1},
-            "augment": {"crop": "center"},
-            "batch": {"global_batch_size": 16, "micro_batch_size": 8},
-            "optimizer": {"peak_learning_rate": 0.01},
-            "schedule": {"warmup_steps": 1},
-            "engine": {"zero_stage": 1, "precision": "fp32"},
-            "checkpoints": {"every_steps": 6},
-            "evaluation": {"every_steps": 6},
-            "pictures": {"every_steps": 6, "num_images": 4},
-            "logging": {"every_steps": 6},
-        } | sections
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(config))
-        return cli("training", path, *overrides)
+        config = write_image_config(model, task, run_dir=str(tmp_path / name), **sections)
+        return cli("training", config, *overrides)
 
     return run
 

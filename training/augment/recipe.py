@@ -18,9 +18,10 @@ from training.augment.crop import Box, center_box, padded_offset, random_box
 from training.augment.draws import Draws, Purpose
 from training.augment.erasing import erase
 from training.augment.policies import auto_augment_cifar10, rand_augment
+from training.augment.upright import open_upright
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-"""What a dataset holds."""
+"""What a dataset holds, upright and in RGB."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -56,6 +57,8 @@ class Recipe:
     """Probability."""
     fill: tuple[int, int, int] = (124, 116, 104)
     """Colour of what geometric operations bring in from outside of the image."""
+    of_dataset: bool = True
+    """Whether the pipeline has prepared the image; else of any format, turned or transparent."""
 
 
 def render(encoded: bytes | memoryview, recipe: Recipe, key: int) -> Pixels:
@@ -64,7 +67,7 @@ def render(encoded: bytes | memoryview, recipe: Recipe, key: int) -> Pixels:
     Raises:
         Exception: whatever decoders raise for damaged bytes.
     """
-    image = PIL.Image.open(io.BytesIO(encoded), formats=FORMATS)
+    image = _opened(encoded) if recipe.of_dataset else open_upright(encoded)
     square = _square(image, recipe, Draws(key, Purpose.CROP))
     if recipe.horizontal_flip and Draws(key, Purpose.FLIP).chance(recipe.horizontal_flip):
         square = square.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
@@ -76,6 +79,10 @@ def render(encoded: bytes | memoryview, recipe: Recipe, key: int) -> Pixels:
     if draws.chance(recipe.erasing):
         erase(pixels, draws)
     return pixels
+
+
+def _opened(encoded: bytes | memoryview) -> PIL.Image.Image:
+    return PIL.Image.open(io.BytesIO(encoded), formats=FORMATS)
 
 
 def _square(image: PIL.Image.Image, recipe: Recipe, draws: Draws) -> PIL.Image.Image:
