@@ -15,6 +15,7 @@ from training.ema import Config as EmaConfig
 from training.hooks.evaluation import Config as EvaluationConfig
 from training.hooks.metrics import Config as LoggingConfig
 from training.hooks.pictures import Config as PicturesConfig
+from training.hooks.probe import Config as ProbeConfig
 from training.hooks.samples import Config as SamplesConfig
 from training.optimizer import Config as OptimizerConfig
 from training.schedule import Config as ScheduleConfig
@@ -127,3 +128,5 @@ class ImageTrainingConfig(TrainingConfig):
     """How images are modified in training."""
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
     """Pictures of what the model sees and makes."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    """How well features of the model tell classes apart."""

@@ -119,3 +119,25 @@ def test_text_is_no_image_and_an_image_no_text(train, cli, dataset_dir, tmp_path
     answer = cli("training.generate", tmp_path / "run")
     assert answer["code"] == 2
     assert "is a run of task image_classification, which writes no text" in answer["stderr"]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_a_probe_of_any_task(train, tmp_path, zero_stage, scalars):
+    """Dark and bright images are told apart by any features at all; the last batch is filled up."""
+    for model, task in ((VIT, "image_classification"), (MAE, "masked_autoencoding")):
+        probe = {"every_steps": 6, "num_neighbours": 5, "max_samples": 15}
+        engine = {"zero_stage": zero_stage, "precision": "fp32"}
+        answer = train(model, task, probe=probe, engine=engine, name=task)
+        assert answer["code"] == 0, answer
+        folder = tmp_path / task
+        assert rows(folder, "probe.jsonl") == [
+            {"step": step, "neighbours_top1": 1.0, "linear_top1": 1.0, "num_samples": 15}
+            for step in (0, 6, 12)
+        ]
+        assert scalars(folder)["probe/linear_top1"] == [(0, 1.0), (6, 1.0), (12, 1.0)]
+        assert "probe at step 12: nearest neighbours 100.00%" in answer["stdout"]
+        losses = [row["loss"] for row in rows(folder, "metrics.jsonl")]
+        assert train(model, task, engine=engine, name="plain")["code"] == 0
+        plain = [row["loss"] for row in rows(tmp_path / "plain", "metrics.jsonl")]
+        assert losses == plain  # it changes nothing
+        shutil.rmtree(tmp_path / "plain")

@@ -1,17 +1,24 @@
 """Runs on images: one image a sample, decoded and augmented by loader workers."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pipeline.manifest import Manifest
+from training import distributed
 from training.augment.mix import check_pairs
 from training.config import ImageTrainingConfig
 from training.data.config import open_images
-from training.data.images import ImageDataset
+from training.data.images import ImageDataset, Images
+from training.data.loader import EvaluationBatches
 from training.engine import Engine
 from training.events import EventFile
 from training.hooks.pictures import PicturesHook
+from training.hooks.probe import ProbeHook
+from training.objective import MicroBatch
 from training.trainer import Hook
 
 UNIT = "images"
@@ -22,6 +29,9 @@ def build_task(config: ImageTrainingConfig, manifest: Manifest) -> Any:
     if manifest.kind != "image":
         where = config.data.dataset_dir
         raise ValueError(f"{where}: holds samples of kind {manifest.kind}, expected images")
+    if config.probe.every_steps and not manifest.splits.get("validation"):
+        where = config.data.dataset_dir
+        raise ValueError(f"{where}: has no validation split to probe on; set probe.every_steps=0")
     check_pairs(config.augment, micro_batch_size=config.batch.micro_batch_size)
     return config.task.module.Task(
         config.task.config, config.augment, classes=manifest.classes, model=config.model.config
@@ -62,13 +72,78 @@ def build_hooks(
     engine: Engine,
     events: EventFile | None,
 ) -> list[Hook]:
-    """Pictures of what the model sees and makes."""
-    if not config.pictures.every_steps:
-        return []
+    """Pictures of what the model sees and makes, and the probe."""
+    hooks: list[Hook] = []
+    if config.pictures.every_steps:
+        hooks.append(_build_pictures(config, manifest, task, engine, events))
+    if config.probe.every_steps:
+        hooks.append(_build_probe(config, manifest, task, engine, events))
+    return hooks
+
+
+def _build_pictures(
+    config: ImageTrainingConfig,
+    manifest: Manifest,
+    task: Any,
+    engine: Engine,
+    events: EventFile | None,
+) -> PicturesHook:
     split = "validation" if manifest.splits.get("validation") else "train"
     images = open_split(config, manifest, split=split)
     shown = np.arange(min(config.pictures.num_images, len(images)))
     batch = task.collate(images.read_in_file_order(shown))
     images.close()
     every_steps = config.pictures.every_steps
-    return [PicturesHook(engine, task.pictures, batch, events, every_steps=every_steps)]
+    return PicturesHook(engine, task.pictures, batch, events, every_steps=every_steps)
+
+
+def _build_probe(
+    config: ImageTrainingConfig,
+    manifest: Manifest,
+    task: Any,
+    engine: Engine,
+    events: EventFile | None,
+) -> ProbeHook:
+    def embed(batch: MicroBatch) -> Tensor:
+        vectors: Tensor = engine.module.embed(task.pixels(batch))  # type: ignore[operator]
+        return vectors
+
+    return ProbeHook(
+        engine,
+        _plain_batches(config, manifest, "train"),
+        _plain_batches(config, manifest, "validation"),
+        events,
+        config.probe,
+        embed=embed,
+        run_dir=Path(config.run_dir),
+    )
+
+
+def _plain_batches(
+    config: ImageTrainingConfig, manifest: Manifest, split: str
+) -> EvaluationBatches:
+    """This rank's share of the first images of a split, as in validation."""
+    images = open_images(
+        config.data,
+        manifest,
+        split=split,
+        recipe=config.augment.plain_recipe(config.model.config.image_size),
+        seed=config.seed,
+    )
+    return EvaluationBatches(
+        images,
+        collate=_with_classes,
+        micro_batch_size=config.evaluation.micro_batch_size or config.batch.micro_batch_size,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        max_samples=config.probe.max_samples,
+    )
+
+
+def _with_classes(images: Images) -> MicroBatch:
+    """8-bit pixels (B, Y, X, C), classes and weights (B), whatever the task is."""
+    return {
+        "pixels": torch.from_numpy(images.pixels),
+        "classes": torch.from_numpy(images.classes),
+        "weights": torch.from_numpy(images.weights.astype("float32")),
+    }
