@@ -136,6 +136,7 @@ def _settle(
         target_weight=kind.target_weight(target_bytes),
         max_bad_fraction=config.max_bad_fraction,
         config_hash=hash_config(byte_config(config)),
+        validation_paths=config.split.validation_paths,
     )
     settings = ShardSettings(
         cutter=kind.cutter,

@@ -157,4 +157,6 @@ def byte_config(config: PipelineConfig) -> dict[str, Any]:
         del tree[key]
     del tree["corpus"]["path"]
     tree.get("tokenizer", {}).pop("path", None)
+    if not tree["split"]["validation_paths"]:  # datasets that were built before it stay valid
+        del tree["split"]["validation_paths"]
     return tree

@@ -42,6 +42,8 @@ class Terms:
     """A larger share of unreadable records, or of bytes, refuses the build."""
     config_hash: str
     """Of the config that decides bytes."""
+    validation_paths: tuple[str, ...] = ()
+    """Globs of the split, which have to match something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def decide(terms: Terms) -> Decision:
         classes.update(record.classes)
     _refuse_unreadable(sums, terms)
     threshold = _split(sums, terms.placement)
-    _refuse_empty(sums)
+    _refuse_empty(sums, terms)
     plan = plan_shards(
         sums.histogram,
         split_threshold=threshold,
@@ -139,12 +141,22 @@ def _refuse_unreadable(sums: _Sums, terms: Terms) -> None:
     )
 
 
-def _refuse_empty(sums: _Sums) -> None:
-    if sums.histogram[0].any():
-        return
-    if sums.histogram[1].any():
-        raise ValueError(
-            "the validation split takes all documents and leaves none to train on; "
-            "lower split.fraction or split.documents"
+def _refuse_empty(sums: _Sums, terms: Terms) -> None:
+    train, validation = (bool(weights.any()) for weights in sums.histogram)
+    if not (train or validation):
+        raise ValueError(nothing_left(sums.counts, sums.tallies))
+    if not train:
+        cure = (
+            "narrow split.validation_paths"
+            if terms.validation_paths
+            else ("lower split.fraction or split.documents")
         )
-    raise ValueError(nothing_left(sums.counts, sums.tallies))
+        raise ValueError(
+            f"the validation split takes all documents and leaves none to train on; {cure}"
+        )
+    if terms.validation_paths and not validation:
+        raise ValueError(
+            f"split.validation_paths: {', '.join(terms.validation_paths)} matches none of the "
+            "documents that are left; name their files as rejects do, relative to corpus.path, "
+            "and behind that images in them: data.tar/test/1.jpg"
+        )

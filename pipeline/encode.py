@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pipeline.batch import Batch, Count, encoded_rows, text_buffers
 from pipeline.encoder import Encoder, load_encoder
+from pipeline.split import carry_mark
 
 STAGE = "encode"
 
@@ -43,6 +44,7 @@ def encode_documents(batch: Batch, encoder: Encoder) -> Batch:
         weight=np.diff(bounds),
         size=np.diff(offsets),
     )
+    documents = carry_mark(batch.documents, documents)
     entry = Count(STAGE, documents.num_rows, num_bytes, documents.num_rows, num_bytes)
     return replace(batch, documents=documents, counts=(*batch.counts, entry))
 

@@ -1,6 +1,7 @@
 """Keys: the identity of a document is the hash of its normalised text, so copies share a key.
 
 Copies inside a batch are dropped here, before they cost tokens, others where shards are written.
+Of copies the first one of the corpus stays; of copies in both splits, the first of validation.
 """
 
 from dataclasses import dataclass, replace
@@ -12,9 +13,11 @@ import xxhash
 
 from pipeline.batch import Batch, split_off, text_buffers
 from pipeline.hashes import KEY_BYTES
+from pipeline.split import MARK
 
 STAGE = "deduplicate"
-REASON = "duplicate"
+REASON, LEAK = "duplicate", "in_validation"
+"""Of a copy; and of one in training, of a document that validates."""
 
 
 @dataclass
@@ -38,15 +41,17 @@ def add_keys(batch: Batch) -> Batch:
 
 
 def drop_copies(batch: Batch) -> Batch:
-    """Of copies inside the batch the one of smallest (source, position) stays in."""
+    """Of copies inside the batch the one of smallest (source, position) stays in; see above."""
     documents = batch.documents
     keys = documents.column("key").to_pylist()
-    first = _first_of_each(documents, keys)
+    trains = _trains(documents)
+    first = _first_of_each(documents, keys, trains)
     denied = [row for row, key in enumerate(keys) if first[key] != row]
+    reasons = [LEAK if trains[row] > trains[first[keys[row]]] else REASON for row in denied]
     keep = np.ones(len(keys), np.bool_)
     keep[denied] = False
     details = [_origin(documents, first[keys[row]]) for row in denied]
-    return split_off(batch, STAGE, keep, [REASON] * len(denied), details)
+    return split_off(batch, STAGE, keep, reasons, details)
 
 
 def hash_texts(documents: pa.RecordBatch) -> list[bytes]:
@@ -57,7 +62,16 @@ def hash_texts(documents: pa.RecordBatch) -> list[bytes]:
     return [xxhash.xxh3_128_digest(view[a:b]) for a, b in zip(stops[:-1], stops[1:], strict=True)]
 
 
-def _first_of_each(documents: pa.RecordBatch, keys: list[bytes]) -> dict[bytes, int]:
+def _trains(documents: pa.RecordBatch) -> list[bool]:
+    """Whether each document is known to be for training: hashed splits agree on copies."""
+    if MARK not in documents.schema.names:
+        return [False] * documents.num_rows
+    return [not validates for validates in documents.column(MARK).to_pylist()]
+
+
+def _first_of_each(
+    documents: pa.RecordBatch, keys: list[bytes], trains: list[bool]
+) -> dict[bytes, int]:
     """The row that stands for each key."""
     first = {key: row for row, key in reversed(list(enumerate(keys)))}
     if len(first) == len(keys):
@@ -65,9 +79,9 @@ def _first_of_each(documents: pa.RecordBatch, keys: list[bytes]) -> dict[bytes, 
     sources = documents.column("source").cast(pa.string()).to_pylist()
     positions = documents.column("position").to_pylist()
     for row, key in enumerate(keys):
-        chosen = first[key]
-        if (sources[row], positions[row]) < (sources[chosen], positions[chosen]):
-            first[key] = row
+        first[key] = min(
+            row, first[key], key=lambda one: (trains[one], sources[one], positions[one])
+        )
     return first
 
 

@@ -30,6 +30,7 @@ from pipeline.split import (
     fraction_threshold,
     merge_candidates,
     no_candidates,
+    validation_mask,
 )
 from pipeline.work import WorkFolder, read_json, write_json
 
@@ -76,7 +77,7 @@ class PortionRecord:
 
 def place(config: SplitConfig, *, shuffle_seed: int, partition_bits: int) -> Placement:
     """The placement of a build."""
-    exact = config.documents is not None
+    exact = config.documents is not None or bool(config.validation_paths)
     return Placement(
         shuffle_seed=shuffle_seed,
         partition_bits=partition_bits,
@@ -107,7 +108,7 @@ class PortionSums:
         self.add_counts(batch)
         if "class" in batch.documents.schema.names:
             self.classes.update(pc.unique(batch.documents.column("class").drop_null()).to_pylist())
-        self._place(hashes, split_hashes(keys, self.placement.split_seed), weights(batch))
+        self._place(hashes, batch)
         return hashes
 
     def add_counts(self, batch: Batch) -> None:
@@ -117,13 +118,15 @@ class PortionSums:
             numbers = [one.records_in, one.bytes_in, one.records_out, one.bytes_out]
             _add(self.counts, one.stage, numbers)
 
-    def _place(self, hashes: Hashes, splits: Hashes, weight: npt.NDArray[np.int64]) -> None:
-        held = self.placement
+    def _place(self, hashes: Hashes, batch: Batch) -> None:
+        held, weight = self.placement, weights(batch)
         where = partitions(hashes, held.partition_bits)
-        validation = splits < np.uint64(fraction_threshold(held.fraction))
+        threshold = fraction_threshold(held.fraction)
+        validation = validation_mask(batch.documents, seed=held.split_seed, threshold=threshold)
         for row, mask in enumerate((~validation, validation)):
             np.add.at(self.histogram[row], where[mask], weight[mask])
         if held.documents:
+            splits = split_hashes(batch.documents.column("key"), held.split_seed)
             fresh = merge_candidates(
                 no_candidates(), Candidates(splits, where, weight), held.documents
             )

@@ -1,6 +1,6 @@
 """`WriteShards`: the documents of each planned shard become a finished tar in the work folder.
 
-Sorted by shuffle hash, key and origin; of equal keys, which are neighbours then, the first stays.
+Sorted by shuffle hash, key and origin; of equal keys, which are neighbours then, one stays.
 A shard is finished when its row file is written, and is not written again by a rerun.
 """
 
@@ -13,15 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.batch import REJECTS, concat
-from pipeline.hashes import key_halves
-from pipeline.key import REASON as DUPLICATE
-from pipeline.key import STAGE as DEDUPLICATE
+from pipeline.batch import concat
+from pipeline.copies import drop_copies, in_order, rows_of
 from pipeline.manifest import Chunks, Shard
 from pipeline.plan import PlannedShard
 from pipeline.rejects import Tally, tally, tally_from_row, tally_row, write_rejects
 from pipeline.shuffle import Grouped
-from pipeline.split import VALIDATION, validation_mask
 from pipeline.tar import Sample, index_path, write_shard
 from pipeline.work import WorkFolder, read_json, write_json
 
@@ -136,35 +133,10 @@ def _write_row(work: WorkFolder, name: str, row: ShardRow) -> None:
 def _merge(
     planned: PlannedShard, pieces: Iterable[pa.RecordBatch], settings: ShardSettings
 ) -> pa.RecordBatch:
-    """The shard's documents of all pieces, in order, duplicates included."""
-    chosen = []
-    for piece in pieces:
-        mask = validation_mask(
-            piece.column("key"), seed=settings.split_seed, threshold=planned.split_threshold
-        )
-        chosen.append(piece.filter(pa.array(mask == (planned.split == VALIDATION))))
-    return _in_order(concat(chosen))
-
-
-def _in_order(documents: pa.RecordBatch) -> pa.RecordBatch:
-    hashes = np.asarray(documents.column("hash"))
-    order = np.argsort(hashes, kind="stable")
-    if (np.diff(hashes[order]) == 0).any():
-        halves = key_halves(documents.column("key"))
-        positions = np.asarray(documents.column("position"))
-        ranks = _ranks(documents.column("source"))
-        order = np.lexsort((positions, ranks, halves[:, 1], halves[:, 0], hashes))
-    return documents.take(pa.array(order))
-
-
-def _ranks(sources: pa.Array) -> npt.NDArray[np.int64]:
-    """Each source's place in the sorted list of sources."""
-    encoded = sources.dictionary_encode()
-    names = np.array(encoded.dictionary.to_pylist(), object)
-    rank = np.empty(len(names), np.int64)
-    rank[np.argsort(names, kind="stable")] = np.arange(len(names))
-    ranks: npt.NDArray[np.int64] = rank[np.asarray(encoded.indices)]
-    return ranks
+    """The shard's documents of all pieces, in order, copies included."""
+    seed, threshold = settings.split_seed, planned.split_threshold
+    chosen = [rows_of(piece, planned.split, seed=seed, threshold=threshold) for piece in pieces]
+    return in_order(concat(chosen))
 
 
 def _write(
@@ -173,9 +145,12 @@ def _write(
     documents: pa.RecordBatch,
     settings: ShardSettings,
 ) -> ShardRow:
-    kept, rejects = documents, pa.RecordBatch.from_pylist([], schema=REJECTS)
-    if settings.deduplicate:
-        kept, rejects = _drop_duplicates(documents)
+    kept, rejects = drop_copies(documents, planned.split, deduplicate=settings.deduplicate)
+    if not kept.num_rows:
+        raise ValueError(
+            f"{planned.name}: all its {rejects.num_rows:,} documents are in the validation split, "
+            "too, which leaves none to train on; see split.validation_paths"
+        )
     write_rejects(work.rejects, shard_member(planned.name), rejects)
     shard = write_shard(
         work.shards / f"{planned.name}.tar",
@@ -191,33 +166,6 @@ def _write(
         lengths=_weight_histogram(np.asarray(kept.column("weight"))),
         duplicates=tuple(tally(rejects)),
     )
-
-
-def _drop_duplicates(documents: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """The first document of each key, and the others as rejects."""
-    halves = key_halves(documents.column("key"))
-    again = np.zeros(documents.num_rows, np.bool_)
-    again[1:] = (halves[1:] == halves[:-1]).all(axis=1)
-    kept = documents.filter(pa.array(~again))
-    denied = documents.filter(pa.array(again))
-    first = kept.take(pa.array((np.cumsum(~again) - 1)[again]))
-    details = [
-        f"same text as {source} at {position}"
-        for source, position in zip(
-            first.column("source").to_pylist(), first.column("position").to_pylist(), strict=True
-        )
-    ]
-    rows = denied.num_rows
-    columns = [
-        pa.array([DEDUPLICATE] * rows, pa.string()),
-        pa.array([DUPLICATE] * rows, pa.string()),
-        pa.array(details, pa.string()),
-        denied.column("source"),
-        denied.column("position"),
-        denied.column("bytes"),
-        pa.array([""] * rows, pa.string()),  # the text is gone behind the encoder
-    ]
-    return kept, pa.RecordBatch.from_arrays(columns, schema=REJECTS)
 
 
 def _weight_histogram(weight: npt.NDArray[np.int64]) -> tuple[int, ...]:

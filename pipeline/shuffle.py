@@ -14,11 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.batch import Batch, concat
+from pipeline.copies import without_payload
 from pipeline.hashes import shuffle_hashes
 from pipeline.plan import PlannedShard, ShardPlan, partitions
 from pipeline.portions import Placement, PortionSums
 from pipeline.spills import SpilledDocuments, placed_documents, write_spill
-from pipeline.split import SPLITS, validation_mask
+from pipeline.split import MARK, SPLITS, TRAIN, validation_mask
 from pipeline.work import WorkFolder
 
 SPILL_BYTES = 256 * 2**20
@@ -191,14 +192,18 @@ def cut_by_shard(
     batch: Batch, plan: ShardPlan, placement: Placement
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """The documents of a batch in pieces, with the index of the shard that each belongs to."""
-    keys = batch.documents.column("key")
-    hashes = shuffle_hashes(keys, placement.shuffle_seed)
-    validation = validation_mask(keys, seed=placement.split_seed, threshold=plan.split_threshold)
+    documents = batch.documents
+    hashes = shuffle_hashes(documents.column("key"), placement.shuffle_seed)
+    validation = validation_mask(
+        documents, seed=placement.split_seed, threshold=plan.split_threshold
+    )
     where = partitions(hashes, placement.partition_bits)
     placed = placed_documents(batch, hashes)
-    for split, mask in zip(SPLITS, (~validation, validation), strict=True):
+    train = ~validation if MARK not in documents.schema.names else np.ones_like(validation)
+    for split, mask in zip(SPLITS, (train, validation), strict=True):
         owned = [i for i, shard in enumerate(plan.shards) if shard.split == split]
         stops = np.array([plan.shards[i].stop for i in owned], np.int64)
         owner = np.searchsorted(stops, where, side="right")
         for local in np.unique(owner[mask]).tolist():
-            yield owned[local], placed.filter(pa.array(mask & (owner == local)))
+            piece = placed.filter(pa.array(mask & (owner == local)))
+            yield owned[local], without_payload(piece) if split == TRAIN else piece

@@ -17,6 +17,7 @@ from pipeline.quality import FilterQuality
 from pipeline.read import ReadCorpus
 from pipeline.shards import ShardSettings, WriteShards
 from pipeline.shuffle import GroupByShard, Spread
+from pipeline.split import MarkValidation
 from pipeline.work import WorkFolder
 
 
@@ -40,6 +41,7 @@ class ReadDocuments(beam.PTransform):  # type: ignore[misc]
             | "EachPortion" >> beam.FlatMap(list)
             | "SpreadPortions" >> Spread()
             | "ReadCorpus" >> ReadCorpus(format=config.corpus.name, config=config.corpus.config)
+            | "MarkValidation" >> MarkValidation(config.split.validation_paths)
             | "NormaliseText"
             >> NormaliseText(
                 unicode=config.normalise.unicode,

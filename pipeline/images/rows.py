@@ -20,6 +20,7 @@ IMAGES = pa.schema(
         ("class", pa.string()),  # name of the class; null where the corpus has none
         ("caption", pa.string()),
         ("metadata", pa.string()),  # JSON object, keys sorted
+        ("name", pa.string()),  # of the image in its file; null where the file is the image
     ]
 )
 """The columns of a batch's `documents` where the corpus is of images."""
@@ -43,6 +44,7 @@ class ImageRecord(NamedTuple):
     class_name: str | None = None
     caption: str | None = None
     metadata: str | None = None
+    name: str | None = None
 
     @property
     def size(self) -> int:
@@ -61,6 +63,7 @@ def image_documents(source: str, records: Sequence[ImageRecord]) -> pa.RecordBat
         pa.array([record.class_name for record in records], pa.string()),
         pa.array([record.caption for record in records], pa.string()),
         pa.array([record.metadata for record in records], pa.string()),
+        pa.array([record.name for record in records], pa.string()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=IMAGES)
 

@@ -19,6 +19,7 @@ from pipeline.key import KeyDocuments
 from pipeline.progress import CountProgress
 from pipeline.read import ReadCorpus
 from pipeline.shuffle import Spread
+from pipeline.split import MarkValidation, carry_mark
 from pipeline.tar import BLOCK
 from pipeline.work import WorkFolder
 
@@ -45,6 +46,7 @@ class EncodedImages(beam.PTransform):  # type: ignore[misc]
             | "EachPortion" >> beam.FlatMap(list)
             | "SpreadPortions" >> Spread()
             | "ReadCorpus" >> ReadCorpus(format=corpus.name, config=corpus.config)
+            | "MarkValidation" >> MarkValidation(self.config.split.validation_paths)
             | "ProcessImages" >> ProcessImages(self.config.images)
             | "KeyImages" >> KeyDocuments(deduplicate=self.config.deduplicate)
             | "CountProgress" >> CountProgress(self.work)
@@ -114,7 +116,7 @@ def pack_images(batch: Batch) -> Batch:
         images, payload=images.column("image"), weight=sizes + 4 * BLOCK, size=sizes
     )
     columns = [*rows.columns, *(images.column(name) for name in SAID)]
-    documents = pa.RecordBatch.from_arrays(columns, schema=ENCODED_IMAGES)
+    documents = carry_mark(images, pa.RecordBatch.from_arrays(columns, schema=ENCODED_IMAGES))
     num_images, num_bytes = images.num_rows, int(sizes.sum())
     entry = Count("pack", num_images, num_bytes, num_images, num_bytes)
     return replace(batch, documents=documents, counts=(*batch.counts, entry))

@@ -89,7 +89,7 @@ def _record(file: CorpusFile, member: Member, config: Config) -> ImageRecord | B
         detail = f"{name}: in no folder of the archive that would name its class"
         return BadRecord("missing_class", position, detail, len(data), b"")
     metadata = as_metadata({"file": name} if config.keep_name else {})
-    return ImageRecord(file.source, position, data, class_name, None, metadata)
+    return ImageRecord(file.source, position, data, class_name, None, metadata, name)
 
 
 def _plain(name: str) -> str:

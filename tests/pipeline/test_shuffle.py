@@ -92,7 +92,7 @@ def group(work, *, spills):
 
 
 def chosen(piece, shard):
-    mask = validation_mask(piece.column("key"), seed=0, threshold=shard.split_threshold)
+    mask = validation_mask(piece, seed=0, threshold=shard.split_threshold)
     return piece.filter(pa.array(mask == (shard.split == "validation")))
 
 

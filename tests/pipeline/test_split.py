@@ -4,18 +4,38 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.batch import DOCUMENTS, REJECTS, Batch
 from pipeline.hashes import split_hashes
+from pipeline.images.rows import ImageRecord, image_documents
 from pipeline.split import (
     Candidates,
+    MarkValidation,
     SplitConfig,
+    carry_mark,
     documents_threshold,
     fraction_threshold,
+    mark_validation,
     merge_candidates,
     no_candidates,
     validation_mask,
 )
 
 ROWS = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 9)), max_size=30)
+
+
+def keyed(keys):
+    return pa.RecordBatch.from_arrays([keys], names=["key"])
+
+
+def places(documents, *paths):
+    """Which documents the paths mark; the mark itself decides then, whatever the hash says."""
+    batch = Batch(0, documents, pa.RecordBatch.from_pylist([], schema=REJECTS), (), True)
+    marked = mark_validation(batch, paths).documents
+    assert marked.column_names == [*documents.schema.names, "validation"]
+    mask = validation_mask(marked, seed=0, threshold=2**64 - 1)
+    assert mask.tolist() == marked.column("validation").to_pylist()
+    assert carry_mark(marked, documents).equals(marked)
+    return mask.tolist()
 
 
 def candidates(rows):
@@ -54,7 +74,7 @@ def test_a_number_of_documents_is_exact(documents):
     hashes = split_hashes(keys, 3)
     zeros = np.zeros(len(hashes), np.int64)
     found = merge_candidates(no_candidates(), Candidates(hashes, zeros, zeros), documents)
-    mask = validation_mask(keys, seed=3, threshold=documents_threshold(found, documents))
+    mask = validation_mask(keyed(keys), seed=3, threshold=documents_threshold(found, documents))
     assert mask[:1000].sum() == documents
     assert (mask[:1000] == mask[1000:]).all()
 
@@ -67,7 +87,7 @@ def test_more_documents_than_there_are():
 def test_fractions():
     keys = pa.array([i.to_bytes(16, "big") for i in range(10_000)], pa.binary(16))
     shares = [
-        validation_mask(keys, seed=0, threshold=fraction_threshold(fraction)).mean()
+        validation_mask(keyed(keys), seed=0, threshold=fraction_threshold(fraction)).mean()
         for fraction in (0.0, 0.1, 0.5)
     ]
     assert shares[0] == 0
@@ -76,11 +96,55 @@ def test_fractions():
 
 
 @pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (["test.tar/*"], [True, True, False, False, False]),
+        (["*/test/*"], [True, False, True, False, False]),
+        (["*.tar/test/?.jpg", "val/*"], [True, False, True, False, True]),
+        (["VAL/*", "test.tar", "test"], [False] * 5),
+    ],
+)
+def test_images_are_marked_by_file_and_name(paths, expected):
+    records = [
+        ImageRecord("test.tar", 0, b"", name="test/1.jpg"),
+        ImageRecord("test.tar", 1, b"", name="2.jpg"),
+        ImageRecord("a.tar", 0, b"", name="test/1.jpg"),
+        ImageRecord("a.tar", 1, b"", name="train/1.jpg"),
+        ImageRecord("val/cat/1.jpg", 0, b""),
+    ]
+    assert places(image_documents("", records), *paths) == expected
+    assert places(image_documents("", records[:0]), *paths) == []
+
+
+def test_texts_are_marked_by_file():
+    sources = pa.array(["a.txt", "val/b.txt", "a.txt"]).dictionary_encode()
+    columns = [sources, pa.array([0, 1, 2]), pa.array([b"x"] * 3, pa.large_binary())]
+    documents = pa.RecordBatch.from_arrays(columns, schema=DOCUMENTS)
+    assert places(documents, "val/*") == [False, True, False]
+    assert places(documents.slice(0, 0), "val/*") == []
+
+
+@pytest.mark.parametrize("paths", [(), ("a",)])
+def test_without_paths_nothing_is_marked(paths):
+    documents = pa.RecordBatch.from_pylist([], schema=DOCUMENTS)
+    batch = Batch(0, documents, pa.RecordBatch.from_pylist([], schema=REJECTS), (), True)
+    [passed] = [batch] | MarkValidation(paths)
+    assert ("validation" in passed.documents.schema.names) == bool(paths)
+    assert carry_mark(documents, documents) is documents
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"fraction": 1.0}, "fraction 1.0: at least 0 and less than 1"),
         ({"fraction": -0.1}, "fraction -0.1"),
         ({"documents": 0}, "documents 0: 1 to 1000000"),
+        ({"documents": 1, "validation_paths": ("a",)}, "validation_paths: .*only one of the three"),
+        (
+            {"fraction": 0.1, "validation_paths": ("a",)},
+            "validation_paths: .*only one of the three",
+        ),
+        ({"validation_paths": ("a", "")}, "validation_paths: holds an empty glob"),
     ],
 )
 def test_bad_settings(settings, message):

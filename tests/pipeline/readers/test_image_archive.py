@@ -57,7 +57,7 @@ def read(path, **fields):
 
 def rows(batches):
     found = [row for batch in batches for row in batch.documents.to_pylist()]
-    return [tuple(row.values())[1:] for row in found]
+    return [tuple(row.values())[1:6] for row in found]
 
 
 def rejects(batches):
@@ -86,6 +86,8 @@ def test_members_with_class_and_name(tmp_path, caplog, name, make):
     ]
     assert rejects(batches) == []
     assert batches[0].documents.column("source").to_pylist() == [name] * 3
+    names = ["train/cat/1.jpg", "train/dog/2.PNG", "test/cat/3.webp"]
+    assert batches[0].documents.column("name").to_pylist() == names
     assert caplog.messages == [f"{name}: 2 members are no images and are passed over"]
 
 

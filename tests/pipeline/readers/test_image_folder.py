@@ -32,7 +32,7 @@ def read(path, **fields) -> list[Batch]:
 
 def rows(batches):
     found = [row for batch in batches for row in batch.documents.to_pylist()]
-    return [tuple(row.values()) for row in found]
+    return [tuple(row.values())[:6] for row in found]
 
 
 def rejects(batches):

@@ -1,0 +1,108 @@
+"""Copies among the documents of a shard: of equal keys, which are neighbours there, one stays.
+
+Where the corpus is divided into splits already, a training shard is shown the documents that
+validation has in its range, without payload: what is a copy of one of them is dropped.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.batch import REJECTS, concat
+from pipeline.hashes import key_halves
+from pipeline.key import LEAK, REASON, STAGE
+from pipeline.split import MARK, VALIDATION, validation_mask
+
+
+def rows_of(piece: pa.RecordBatch, split: str, *, seed: int, threshold: int) -> pa.RecordBatch:
+    """The documents of a split; of training, behind them, what is marked as validation's."""
+    validation = pa.array(validation_mask(piece, seed=seed, threshold=threshold))
+    if split == VALIDATION:
+        return piece.filter(validation)
+    own = piece.filter(pc.invert(validation))
+    if MARK not in piece.schema.names:
+        return own
+    return concat([own, without_payload(piece.filter(validation))])
+
+
+def without_payload(piece: pa.RecordBatch) -> pa.RecordBatch:
+    """The piece, of whose marked documents nothing but key and origin is needed."""
+    if MARK not in piece.schema.names:
+        return piece
+    payload = pa.scalar(b"", pa.large_binary())
+    payload = pc.if_else(piece.column(MARK), payload, piece.column("payload"))
+    return piece.set_column(
+        piece.schema.names.index("payload"), piece.schema.field("payload"), payload
+    )
+
+
+def in_order(documents: pa.RecordBatch) -> pa.RecordBatch:
+    """By shuffle hash, key, and of equal keys those of validation first, then by origin."""
+    hashes = np.asarray(documents.column("hash"))
+    order = np.argsort(hashes, kind="stable")
+    if (np.diff(hashes[order]) == 0).any():
+        halves = key_halves(documents.column("key"))
+        positions = np.asarray(documents.column("position"))
+        ranks = _ranks(documents.column("source"))
+        trains = ~_marks(documents)
+        order = np.lexsort((positions, ranks, trains, halves[:, 1], halves[:, 0], hashes))
+    return documents.take(pa.array(order))
+
+
+def drop_copies(
+    documents: pa.RecordBatch, split: str, *, deduplicate: bool
+) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """Those of a shard's documents, in order, that stay in it, and the others as rejects."""
+    halves = key_halves(documents.column("key"))
+    again = np.zeros(documents.num_rows, np.bool_)
+    again[1:] = (halves[1:] == halves[:-1]).all(axis=1)
+    first = np.flatnonzero(~again)[np.cumsum(~again) - 1]
+    marks = _marks(documents)
+    own = marks if split == VALIDATION and marks.any() else ~marks
+    leaks = own & ~marks & marks[first]
+    denied = leaks | (own & again & deduplicate)
+    kept = documents.filter(pa.array(own & ~denied))
+    return kept, _rejects(documents, denied=denied, leaks=leaks, first=first)
+
+
+def _marks(documents: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+    if MARK not in documents.schema.names:
+        return np.zeros(documents.num_rows, np.bool_)
+    return np.asarray(documents.column(MARK).to_numpy(zero_copy_only=False), np.bool_)
+
+
+def _ranks(sources: pa.Array) -> npt.NDArray[np.int64]:
+    """Each source's place in the sorted list of sources."""
+    encoded = sources.dictionary_encode()
+    names = np.array(encoded.dictionary.to_pylist(), object)
+    rank = np.empty(len(names), np.int64)
+    rank[np.argsort(names, kind="stable")] = np.arange(len(names))
+    ranks: npt.NDArray[np.int64] = rank[np.asarray(encoded.indices)]
+    return ranks
+
+
+def _rejects(
+    documents: pa.RecordBatch,
+    *,
+    denied: npt.NDArray[np.bool_],
+    leaks: npt.NDArray[np.bool_],
+    first: npt.NDArray[np.int64],
+) -> pa.RecordBatch:
+    lost = documents.filter(pa.array(denied))
+    stays = documents.take(pa.array(first[denied]))
+    origins = zip(
+        stays.column("source").to_pylist(), stays.column("position").to_pylist(), strict=True
+    )
+    rows = lost.num_rows
+    columns = [
+        pa.array([STAGE] * rows, pa.string()),
+        pa.array([LEAK if leak else REASON for leak in leaks[denied].tolist()], pa.string()),
+        pa.array([f"same text as {source} at {position}" for source, position in origins]),
+        lost.column("source"),
+        lost.column("position"),
+        lost.column("bytes"),
+        pa.array([""] * rows, pa.string()),  # the text is gone behind the encoder
+    ]
+    columns[2] = columns[2].cast(pa.string())  # of no rows it is null
+    return pa.RecordBatch.from_arrays(columns, schema=REJECTS)
