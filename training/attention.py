@@ -1,4 +1,4 @@
-"""`python -m training.attention RUN --prompt TEXT --out DIR`: what each head looks at."""
+"""`python -m training.attention RUN IMAGE --out DIR`: what each head looks at, or in `--prompt`."""
 
 if __name__ == "__main__":  # Ctrl-C during the imports below, which take seconds
     from configs import interrupts
@@ -11,11 +11,14 @@ from pathlib import Path
 
 import PIL.Image
 import torch
+from torch import Tensor
 
 from configs import interrupts
 from configs.command import run
-from training.attention_maps import attend, pictures_of_text
-from training.config import TextTrainingConfig
+from training.attention_maps import look_at_image, look_at_text
+from training.augment.on_device import normalise
+from training.config import ImageTrainingConfig, TextTrainingConfig
+from training.image_files import decode_images, find_images
 from training.run_dir import TrainedModel, load_model
 from training.text import encode_prompt, load_codec
 
@@ -23,8 +26,13 @@ from training.text import encode_prompt, load_codec
 def main() -> None:
     """Parse the command line, load the run, write the pictures."""
     interrupts.hand_over()
-    arguments = _parser().parse_args()
-    pictures = _of_text(load_model(arguments.run, averaged=arguments.ema), arguments)
+    arguments = _parser().parse_intermixed_args()
+    trained = load_model(arguments.run, averaged=arguments.ema)
+    if isinstance(trained.config, TextTrainingConfig):
+        pictures = _of_text(trained, trained.config, arguments)
+    else:
+        assert isinstance(trained.config, ImageTrainingConfig), "there are two kinds"
+        pictures = _of_image(trained, trained.config, arguments)
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
@@ -32,24 +40,38 @@ def main() -> None:
     sys.stdout.write(f"{len(pictures)} pictures in {out}\n")
 
 
-def _of_text(trained: TrainedModel, arguments: argparse.Namespace) -> dict[str, torch.Tensor]:
-    config = trained.config
-    if not isinstance(config, TextTrainingConfig):
-        what = f"a run of task {config.task.name}, which reads no text"
-        raise ValueError(f"{arguments.run}: is {what}")  # noqa: TRY004  (a user's mistake)
+def _of_image(
+    trained: TrainedModel, config: ImageTrainingConfig, arguments: argparse.Namespace
+) -> dict[str, Tensor]:
+    if arguments.image is None or arguments.prompt is not None:
+        raise ValueError(f"{arguments.run}: is a run on images; give the path of one, no --prompt")
+    if not Path(arguments.image).is_file():
+        raise FileNotFoundError(f"{arguments.image}: no such file")
+    (decoded,) = decode_images(find_images([arguments.image]), config, micro_batch_size=1)
+    if decoded.faults:
+        raise ValueError(decoded.faults[0])
+    pixels = decoded.pixels.to(next(trained.model.parameters()).device)
+    normal = normalise(pixels, mean=config.augment.mean, std=config.augment.std)
+    return look_at_image(trained.model, decoded.pixels[0], normal, with_rollout=arguments.rollout)
+
+
+def _of_text(
+    trained: TrainedModel, config: TextTrainingConfig, arguments: argparse.Namespace
+) -> dict[str, Tensor]:
+    if arguments.prompt is None or arguments.image is not None:
+        raise ValueError(f"{arguments.run}: is a run on text; give a --prompt, and no image")
     codec = load_codec(config.data.dataset_dir)
     numbers = encode_prompt(codec, arguments.prompt, context=config.data.sequence_length)
-    device = next(trained.model.parameters()).device
-    tokens = torch.tensor([numbers], device=device)  # (1, T)
-    weights = attend(trained.model, trained.model.features, tokens)  # type: ignore[arg-type]
-    names = [codec.tokenizer.decode([number]) for number in numbers]
-    return pictures_of_text(weights, names, with_rollout=arguments.rollout)
+    tokens = torch.tensor([numbers], device=next(trained.model.parameters()).device)  # (1, T)
+    names = codec.names(numbers)
+    return look_at_text(trained.model, tokens, names, with_rollout=arguments.rollout)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.attention", description=__doc__)
     parser.add_argument("run", metavar="RUN", help="run folder, or one of its checkpoints")
-    parser.add_argument("--prompt", required=True, help="the text whose tokens are looked at")
+    parser.add_argument("image", metavar="IMAGE", nargs="?", help="file, for a run on images")
+    parser.add_argument("--prompt", help="text whose tokens are looked at, for a run on text")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the PNGs")
     parser.add_argument("--rollout", action="store_true", help="also through all layers at once")
     parser.add_argument("--ema", action="store_true", help="take the average of the weights")

@@ -6,6 +6,7 @@ Weights are (layers, heads, T, T), each row what one position takes from the oth
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -36,6 +37,28 @@ def attend(model: nn.Module, compute: Callable[[Tensor], Tensor], of: Tensor) ->
         compute(of)
     model.train(was_training)
     return torch.stack([weights[0].cpu() for weights in captured])
+
+
+def look_at_image(
+    model: nn.Module, image: Tensor, normal: Tensor, *, with_rollout: bool
+) -> dict[str, Tensor]:
+    """What a model looks at in 8-bit pixels (Y, X, 3), which it sees as `normal` (1, C, Y, X)."""
+    shape: Any = model.config
+    return pictures_of_image(
+        attend(model, model.embed, normal),  # type: ignore[arg-type]
+        image,
+        shape.grid,
+        of_class_token=shape.pooling == "class_token",
+        with_rollout=with_rollout,
+    )
+
+
+def look_at_text(
+    model: nn.Module, tokens: Tensor, names: Sequence[str], *, with_rollout: bool
+) -> dict[str, Tensor]:
+    """What a model looks at in tokens (1, T) of these names."""
+    weights = attend(model, model.features, tokens)  # type: ignore[arg-type]
+    return pictures_of_text(weights, names, with_rollout=with_rollout)
 
 
 def pictures_of_text(

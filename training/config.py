@@ -12,6 +12,7 @@ from training.checkpoint import Config as CheckpointConfig
 from training.data.config import DataConfig, TextDataConfig
 from training.deepspeed_config import Config as EngineConfig
 from training.ema import Config as EmaConfig
+from training.hooks.attention import Config as AttentionConfig
 from training.hooks.evaluation import Config as EvaluationConfig
 from training.hooks.metrics import Config as LoggingConfig
 from training.hooks.pictures import Config as PicturesConfig
@@ -57,6 +58,8 @@ class TrainingConfig:
     """When checkpoints are written and how many are kept."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Validation loss."""
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    """Pictures of what the heads look at."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """Metrics on the console and in TensorBoard."""
 

@@ -37,6 +37,10 @@ class TextCodec:
                 documents[-1].append(token)
         return "\n\n".join(self.tokenizer.decode(part) for part in documents if part)
 
+    def names(self, tokens: list[int]) -> list[str]:
+        """The text of each token by itself."""
+        return [self.tokenizer.decode([token]) for token in tokens]
+
 
 def load_codec(dataset_dir: str | Path) -> TextCodec:
     """The tokenizer that a dataset was made with.

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.manifest import Manifest
 from training import distributed
+from training.attention_maps import look_at_image
 from training.augment.mix import check_pairs
 from training.config import ImageTrainingConfig
 from training.data.config import open_images
@@ -16,6 +17,7 @@ from training.data.images import ImageDataset, Images
 from training.data.loader import EvaluationBatches
 from training.engine import Engine
 from training.events import EventFile
+from training.hooks.attention import build_attention_hook
 from training.hooks.pictures import PicturesHook
 from training.hooks.probe import ProbeHook
 from training.objective import MicroBatch
@@ -72,10 +74,12 @@ def build_hooks(
     engine: Engine,
     events: EventFile | None,
 ) -> list[Hook]:
-    """Pictures of what the model sees and makes, and the probe."""
+    """Pictures of what the model sees, makes and looks at, and the probe."""
     hooks: list[Hook] = []
     if config.pictures.every_steps:
         hooks.append(_build_pictures(config, manifest, task, engine, events))
+    if config.attention.every_steps:
+        hooks.append(_build_attention(config, manifest, task, engine, events))
     if config.probe.every_steps:
         hooks.append(_build_probe(config, manifest, task, engine, events))
     return hooks
@@ -88,13 +92,24 @@ def _build_pictures(
     engine: Engine,
     events: EventFile | None,
 ) -> PicturesHook:
-    split = "validation" if manifest.splits.get("validation") else "train"
-    images = open_split(config, manifest, split=split)
-    shown = np.arange(min(config.pictures.num_images, len(images)))
-    batch = task.collate(images.read_in_file_order(shown))
-    images.close()
+    batch = task.collate(_first_images(config, manifest, config.pictures.num_images))
     every_steps = config.pictures.every_steps
     return PicturesHook(engine, task.pictures, batch, events, every_steps=every_steps)
+
+
+def _build_attention(
+    config: ImageTrainingConfig,
+    manifest: Manifest,
+    task: Any,
+    engine: Engine,
+    events: EventFile | None,
+) -> PicturesHook:
+    def look(model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
+        image = batch["pixels"][0].cpu()
+        return look_at_image(model, image, task.pixels(batch), with_rollout=True)
+
+    batch = _with_classes(_first_images(config, manifest, 1))
+    return build_attention_hook(engine, look, batch, events, config.attention)
 
 
 def _build_probe(
@@ -117,6 +132,15 @@ def _build_probe(
         embed=embed,
         run_dir=Path(config.run_dir),
     )
+
+
+def _first_images(config: ImageTrainingConfig, manifest: Manifest, number: int) -> Images:
+    """Of the validation split, or, where there is none, of that of training."""
+    split = "validation" if manifest.splits.get("validation") else "train"
+    images = open_split(config, manifest, split=split)
+    first = images.read_in_file_order(np.arange(min(number, len(images))))
+    images.close()
+    return first
 
 
 def _plain_batches(

@@ -2,18 +2,28 @@
 
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor, nn
+
 from pipeline.manifest import Manifest
+from training.attention_maps import look_at_text
 from training.config import TextTrainingConfig
 from training.data.config import open_tokens
 from training.data.tokens import TokenDataset
 from training.engine import Engine
 from training.events import EventFile
+from training.hooks.attention import build_attention_hook
 from training.hooks.samples import SamplesHook
+from training.objective import MicroBatch
 from training.tasks.causal_lm import check_vocabulary
 from training.text import load_codec
 from training.trainer import Hook
 
 UNIT = "tokens"
+
+TOKENS_SHOWN = 48
+"""Of a sequence, at most, in pictures of attention: their names are still legible."""
 
 
 def build_task(config: TextTrainingConfig, manifest: Manifest) -> Any:
@@ -60,10 +70,29 @@ def build_hooks(
     engine: Engine,
     events: EventFile | None,
 ) -> list[Hook]:
-    """Generated text."""
-    del manifest, task
-    if not config.samples.every_steps:
+    """Generated text, and what heads look at."""
+    if not (config.samples.every_steps or config.attention.every_steps):
         return []
-    codec = load_codec(config.data.dataset_dir)
-    context = config.data.sequence_length
-    return [SamplesHook(engine, codec, events, config.samples, context=context)]
+    codec, hooks = load_codec(config.data.dataset_dir), list[Hook]()
+    if config.samples.every_steps:
+        context = config.data.sequence_length
+        hooks.append(SamplesHook(engine, codec, events, config.samples, context=context))
+    if config.attention.every_steps:
+        batch = _first_tokens(config, manifest)
+        names = codec.names(batch["tokens"][0].tolist())
+
+        def look(model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
+            return look_at_text(model, batch["tokens"], names, with_rollout=True)
+
+        hooks.append(build_attention_hook(engine, look, batch, events, config.attention))
+    return hooks
+
+
+def _first_tokens(config: TextTrainingConfig, manifest: Manifest) -> MicroBatch:
+    """Of the validation split, or, where there is none, of that of training: (1, T)."""
+    split = "validation" if manifest.splits.get("validation") else "train"
+    sequences = open_split(config, manifest, split=split)
+    tokens = sequences.read_in_file_order(np.arange(1)).tokens.astype(np.int64)
+    sequences.close()
+    shown = min(TOKENS_SHOWN, config.data.sequence_length)
+    return {"tokens": torch.from_numpy(tokens[:, :shown])}
