@@ -36,6 +36,8 @@ class TrainingConfig:
     """Continue from the last good checkpoint if there is one; never; or fail if there is none."""
     init_from: str = ""
     """Start from the weights of another run, a run folder or a checkpoint in it; empty: seeded."""
+    init_ema: bool = False
+    """Take the average of the other run's weights, of its section ema."""
     init_skip: tuple[str, ...] = ()
     """Names or patterns of weights that start anew all the same, as `embedding.*`."""
     model: Plugin = plugin("training.models")
@@ -72,6 +74,8 @@ class TrainingConfig:
         self.schedule.check(self.num_steps)
         if self.init_skip and not self.init_from:
             raise ValueError("init_skip names weights of init_from, which is empty")
+        if self.init_ema and not self.init_from:
+            raise ValueError("init_ema takes the average of init_from, which is empty")
         self._check_model()
 
     def _check_model(self) -> None:

@@ -46,13 +46,14 @@ def take_initial_weights(model: nn.Module, config: TrainingConfig) -> None:
 
     Raises:
         ValueError: no weight fits, or one has another shape than the model's.
-        FileNotFoundError: no complete checkpoint there.
+        FileNotFoundError: no complete checkpoint there, or no average in it.
     """
     run_dir = Path(config.run_dir)
     if distributed.broadcast(checkpoint.list_checkpoints(run_dir / "checkpoints")):
         return
     source = find_checkpoint(Path(config.init_from))
-    found = adapt(config.model.module, load_weights(source), config.model.config)
+    weights = load_weights(source, averaged=config.init_ema)
+    found = adapt(config.model.module, weights, config.model.config)
     own = model.state_dict()
     try:
         report = match_weights(
@@ -64,9 +65,10 @@ def take_initial_weights(model: nn.Module, config: TrainingConfig) -> None:
         raise ValueError(f"init_from={config.init_from}: {error}") from None
     model.load_state_dict({name: found[name] for name in report.loaded}, strict=False)
     if distributed.is_rank_zero():
-        tree = {"init_from": str(source), **asdict(report)}
+        tree = {"init_from": str(source), "init_ema": config.init_ema, **asdict(report)}
         (run_dir / REPORT).write_text(json.dumps(tree, indent=1) + "\n")
-    say(f"initial weights of {source}: {describe(report, model)}; all names in {run_dir / REPORT}")
+    of = f"the average in {source}" if config.init_ema else source
+    say(f"initial weights of {of}: {describe(report, model)}; all names in {run_dir / REPORT}")
 
 
 def adapt(module: ModuleType, found: dict[str, Tensor], model_config: Any) -> dict[str, Tensor]:

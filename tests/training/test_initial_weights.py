@@ -128,6 +128,25 @@ def test_a_run_starts_with_the_weights_of_another(start, run_dir, tmp_path, stag
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_run_starts_with_the_average_of_another(cli, write_config, start, tmp_path, stage):
+    engine, source = f"{{zero_stage: {stage}, precision: fp32}}", tmp_path / "source"
+    config = write_config(num_steps=6, engine=engine, ema="{decay: 0.8}")
+    assert cli("training", config, f"run_dir={source}")["code"] == 0
+    answer = start("init_ema=true", source=source)
+    assert answer["code"] == 0, answer
+    folder = source / "checkpoints/step-00000006"
+    assert f"initial weights of the average in {folder}: 29 loaded, " in answer["stdout"]
+    last, average = (load_weights(folder, averaged=averaged) for averaged in (False, True))
+    after = load_weights(tmp_path / "second/checkpoints/step-00000001")
+    assert after.keys() == average.keys()
+    for name, tensor in average.items():
+        assert torch.equal(after[name], tensor), name
+    assert not any(torch.equal(last[name], average[name]) for name in last)
+    assert json.loads((tmp_path / "second/init_from.json").read_text())["init_ema"] is True
+
+
+@pytest.mark.slow
 def test_a_run_that_continues_keeps_its_own_weights(start, run_dir, tmp_path):
     source = shutil.copytree(run_dir, tmp_path / "source")
     assert start(source=source)["code"] == 0
@@ -146,6 +165,8 @@ def test_a_run_that_continues_keeps_its_own_weights(start, run_dir, tmp_path):
         (["model.d_model=32"], "embedding.weight is 32 x 16 there, 32 x 32 here; "),
         (["init_skip=[nothing]"], "init_skip: no weight of this model is named nothing"),
         (["init_from=''", "init_skip=[a]"], "init_skip names weights of init_from, which is empty"),
+        (["init_from=''", "init_ema=true"], "init_ema takes the average of init_from, which is"),
+        (["init_ema=true"], "holds no average of weights; the run had ema.decay=0"),
     ],
 )
 def test_mistakes_are_one_line(start, tmp_path, overrides, part):
