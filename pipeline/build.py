@@ -98,11 +98,15 @@ def _build_shards(
     unfinished = _unfinished(portions, fingerprints, work, spills=engine.spills)
     ordered = spread_order(unfinished, engine.num_workers)
 
+    compare = kind.compare(work, len(portions))
+    terms = replace(terms, compares=compare is not None)
+    settings = replace(settings, compares=compare is not None)
+
     def construct(pipeline: beam.Pipeline) -> None:
         _ = (
             pipeline
             | "EncodedDocuments" >> kind.encoded(ordered, work)
-            | "BuildShards" >> BuildShards(fingerprints, terms, settings, engine.spills)
+            | "BuildShards" >> BuildShards(fingerprints, terms, settings, engine.spills, compare)
         )
 
     with ProgressDisplay(work, unfinished, "reading"):

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.batch import REJECTS, concat
+from pipeline.exclude import Excluded
 from pipeline.hashes import key_halves
-from pipeline.key import LEAK, REASON, STAGE
+from pipeline.key import LEAK, REASON, STAGE, copy_of
 from pipeline.split import MARK, VALIDATION, validation_mask
 
 
@@ -63,7 +64,21 @@ def drop_copies(
     leaks = own & ~marks & marks[first]
     denied = leaks | (own & again & deduplicate)
     kept = documents.filter(pa.array(own & ~denied))
-    return kept, _rejects(documents, denied=denied, leaks=leaks, first=first)
+    stays = documents.take(pa.array(first[denied]))
+    reasons = [LEAK if leak else REASON for leak in leaks[denied].tolist()]
+    details = [copy_of(stays, row) for row in range(stays.num_rows)]
+    return kept, _rejects(documents.filter(pa.array(denied)), pa.array(reasons), pa.array(details))
+
+
+def drop_excluded(
+    documents: pa.RecordBatch, excluded: Excluded
+) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """The documents that no look at the whole corpus excluded, and the others as rejects."""
+    found = excluded.find(documents.column("key"))
+    rows = excluded.rows.take(pa.array(found[found >= 0]))
+    denied = documents.filter(pa.array(found >= 0))
+    kept = documents.filter(pa.array(found < 0))
+    return kept, _rejects(denied, rows.column("reason"), rows.column("detail"))
 
 
 def _marks(documents: pa.RecordBatch) -> npt.NDArray[np.bool_]:
@@ -82,27 +97,15 @@ def _ranks(sources: pa.Array) -> npt.NDArray[np.int64]:
     return ranks
 
 
-def _rejects(
-    documents: pa.RecordBatch,
-    *,
-    denied: npt.NDArray[np.bool_],
-    leaks: npt.NDArray[np.bool_],
-    first: npt.NDArray[np.int64],
-) -> pa.RecordBatch:
-    lost = documents.filter(pa.array(denied))
-    stays = documents.take(pa.array(first[denied]))
-    origins = zip(
-        stays.column("source").to_pylist(), stays.column("position").to_pylist(), strict=True
-    )
-    rows = lost.num_rows
+def _rejects(denied: pa.RecordBatch, reasons: pa.Array, details: pa.Array) -> pa.RecordBatch:
+    rows = denied.num_rows
     columns = [
         pa.array([STAGE] * rows, pa.string()),
-        pa.array([LEAK if leak else REASON for leak in leaks[denied].tolist()], pa.string()),
-        pa.array([f"same text as {source} at {position}" for source, position in origins]),
-        lost.column("source"),
-        lost.column("position"),
-        lost.column("bytes"),
+        reasons.cast(pa.string()),  # of no rows it is null
+        details.cast(pa.string()),
+        denied.column("source"),
+        denied.column("position"),
+        denied.column("bytes"),
         pa.array([""] * rows, pa.string()),  # the text is gone behind the encoder
     ]
-    columns[2] = columns[2].cast(pa.string())  # of no rows it is null
     return pa.RecordBatch.from_arrays(columns, schema=REJECTS)

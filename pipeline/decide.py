@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.batch import UNREADABLE, UNREADABLE_FILES, Count
+from pipeline.exclude import Excluded, read_excluded
 from pipeline.funnel import nothing_left, top_reasons
 from pipeline.plan import Histogram, ShardPlan, plan_shards
-from pipeline.portions import Placement, add_counts, read_record
+from pipeline.portions import Placement, add_counts, read_record, without_excluded
 from pipeline.rejects import Tally, add_tallies
 from pipeline.split import (
     Candidates,
@@ -44,6 +45,8 @@ class Terms:
     """Of the config that decides bytes."""
     validation_paths: tuple[str, ...] = ()
     """Globs of the split, which have to match something."""
+    compares: bool = False
+    """Documents are compared over the whole corpus, and some of them excluded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +87,14 @@ def decide(terms: Terms) -> Decision:
     """
     digest = hashlib.sha256(terms.config_hash.encode())
     sums = _Sums(np.zeros((2, 2**terms.placement.partition_bits), np.int64), no_candidates())
+    excluded = read_excluded(terms.work.excluded) if terms.compares else Excluded.none()
     spills: list[str] = []
     classes: set[str] = set()
     for index in range(terms.num_portions):
         record = read_record(terms.work.portion(index))
         assert record is not None, f"portion {index} has no completion record"
+        if terms.compares:
+            record = without_excluded(record, terms.placement, excluded, terms.work)
         digest.update(record.fingerprint.encode())
         sums.histogram += record.histogram
         limit = max(terms.placement.documents, 1)

@@ -50,8 +50,15 @@ def drop_copies(batch: Batch) -> Batch:
     reasons = [LEAK if trains[row] > trains[first[keys[row]]] else REASON for row in denied]
     keep = np.ones(len(keys), np.bool_)
     keep[denied] = False
-    details = [_origin(documents, first[keys[row]]) for row in denied]
+    details = [copy_of(documents, first[keys[row]]) for row in denied]
     return split_off(batch, STAGE, keep, reasons, details)
+
+
+def copy_of(documents: pa.RecordBatch, row: int) -> str:
+    """What a copy of a document is told to be."""
+    source, position = documents.column("source")[row], documents.column("position")[row]
+    what = "image" if "class" in documents.schema.names else "text"
+    return f"same {what} as {source.as_py()} at {position.as_py()}"
 
 
 def hash_texts(documents: pa.RecordBatch) -> list[bytes]:
@@ -83,8 +90,3 @@ def _first_of_each(
             row, first[key], key=lambda one: (trains[one], sources[one], positions[one])
         )
     return first
-
-
-def _origin(documents: pa.RecordBatch, row: int) -> str:
-    source, position = documents.column("source")[row], documents.column("position")[row]
-    return f"same text as {source.as_py()} at {position.as_py()}"

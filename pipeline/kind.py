@@ -36,6 +36,14 @@ class Kind(Protocol):
         """Nothing -> batches of rows of `ENCODED`, of all portions."""
         ...
 
+    def compare(self, work: WorkFolder, num_portions: int) -> beam.PTransform | None:
+        """What excludes documents by a look at all of them: see `pipeline/exclude.py`."""
+        ...
+
+    def report_fields(self, work: WorkFolder) -> dict[str, Any]:
+        """What the report says of this kind alone."""
+        ...
+
     def manifest_fields(self, decision: Decision) -> dict[str, Any]:
         """What the manifest says of this kind."""
         ...

@@ -4,7 +4,7 @@ The record sums what the plan of the shards, the report and a rerun need, so tha
 have to be read for it. A sum does not depend on the order of batches.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline import batch as batches
 from pipeline.batch import Batch, Count
+from pipeline.exclude import Excluded, read_table, write_table
 from pipeline.hashes import Hashes, shuffle_hashes, split_hashes
 from pipeline.plan import Histogram, partitions
 from pipeline.rejects import (
@@ -25,6 +26,7 @@ from pipeline.rejects import (
     write_rejects,
 )
 from pipeline.split import (
+    MARK,
     Candidates,
     SplitConfig,
     fraction_threshold,
@@ -73,6 +75,8 @@ class PortionRecord:
     """Names of the classes of its images, sorted."""
     spill_bytes: tuple[int, ...] = ()
     """Size of each, by which a damaged one is known."""
+    sketch_bytes: int = 0
+    """Size of the file of its sketches, if there is one."""
 
 
 def place(config: SplitConfig, *, shuffle_seed: int, partition_bits: int) -> Placement:
@@ -97,6 +101,7 @@ class PortionSums:
     histogram: Histogram = field(init=False)
     candidates: Candidates = field(default_factory=no_candidates)
     classes: set[str] = field(default_factory=set)
+    sketches: list[pa.RecordBatch] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.histogram = np.zeros((2, 2**self.placement.partition_bits), np.int64)
@@ -108,7 +113,9 @@ class PortionSums:
         self.add_counts(batch)
         if "class" in batch.documents.schema.names:
             self.classes.update(pc.unique(batch.documents.column("class").drop_null()).to_pylist())
-        self._place(hashes, batch)
+        self.place(hashes, batch.documents, weights(batch))
+        if batch.sketches is not None:
+            self.sketches.append(batch.sketches)
         return hashes
 
     def add_counts(self, batch: Batch) -> None:
@@ -118,15 +125,18 @@ class PortionSums:
             numbers = [one.records_in, one.bytes_in, one.records_out, one.bytes_out]
             _add(self.counts, one.stage, numbers)
 
-    def _place(self, hashes: Hashes, batch: Batch) -> None:
-        held, weight = self.placement, weights(batch)
+    def place(
+        self, hashes: Hashes, documents: pa.RecordBatch, weight: npt.NDArray[np.int64]
+    ) -> None:
+        """Add the weight of documents, with keys and perhaps marks, where they belong."""
+        held = self.placement
         where = partitions(hashes, held.partition_bits)
         threshold = fraction_threshold(held.fraction)
-        validation = validation_mask(batch.documents, seed=held.split_seed, threshold=threshold)
+        validation = validation_mask(documents, seed=held.split_seed, threshold=threshold)
         for row, mask in enumerate((~validation, validation)):
             np.add.at(self.histogram[row], where[mask], weight[mask])
         if held.documents:
-            splits = split_hashes(batch.documents.column("key"), held.split_seed)
+            splits = split_hashes(documents.column("key"), held.split_seed)
             fresh = merge_candidates(
                 no_candidates(), Candidates(splits, where, weight), held.documents
             )
@@ -137,6 +147,7 @@ class PortionSums:
         self.rejects.extend(other.rejects)
         self.histogram += other.histogram
         self.classes |= other.classes
+        self.sketches.extend(other.sketches)
         self.candidates = merge_candidates(
             self.candidates, other.candidates, max(self.placement.documents, 1)
         )
@@ -149,6 +160,8 @@ class PortionSums:
         """Write the rejects, then the record: from now on the portion is finished."""
         rejects = batches.concat(self.rejects)
         write_rejects(work.rejects, portion_member(portion), rejects)
+        if self.sketches:
+            write_table(work.sketch(portion), batches.concat(self.sketches))
         record = PortionRecord(
             portion=portion,
             fingerprint=fingerprint,
@@ -159,6 +172,7 @@ class PortionSums:
             spills=spills,
             classes=tuple(sorted(self.classes)),
             spill_bytes=tuple((work.spills / name).stat().st_size for name in spills),
+            sketch_bytes=work.sketch(portion).stat().st_size if self.sketches else 0,
         )
         write_json(work.portion(portion), _to_tree(record))
 
@@ -180,10 +194,28 @@ def read_record(path: Path) -> PortionRecord | None:
 
 
 def spills_are_whole(record: PortionRecord, work: WorkFolder) -> bool:
-    """Whether all spill files of a portion lie there in the size in which they were written."""
+    """Whether all files of a portion lie there in the size in which they were written."""
     paths = [work.spills / name for name in record.spills]
-    sizes = tuple(path.stat().st_size if path.exists() else -1 for path in paths)
-    return sizes == record.spill_bytes
+    expected = list(record.spill_bytes)
+    if record.sketch_bytes:
+        paths.append(work.sketch(record.portion))
+        expected.append(record.sketch_bytes)
+    return [path.stat().st_size if path.exists() else -1 for path in paths] == expected
+
+
+def without_excluded(
+    record: PortionRecord, placement: Placement, excluded: Excluded, work: WorkFolder
+) -> PortionRecord:
+    """The record as if the excluded documents had never been read; counts and rejects stay."""
+    if not record.sketch_bytes:
+        return record
+    rows = read_table(work.sketch(record.portion))
+    rows = rows.select([name for name in rows.schema.names if name in ("key", "weight", MARK)])
+    kept = rows.filter(pa.array(excluded.find(rows.column("key")) < 0))
+    sums = PortionSums(placement)
+    hashes = shuffle_hashes(kept.column("key"), placement.shuffle_seed)
+    sums.place(hashes, kept, np.asarray(kept.column("weight")))
+    return replace(record, histogram=sums.histogram, candidates=sums.candidates)
 
 
 def add_counts(left: tuple[Count, ...], right: tuple[Count, ...]) -> tuple[Count, ...]:
@@ -220,6 +252,7 @@ def _to_tree(record: PortionRecord) -> dict[str, Any]:
         "spills": list(record.spills),
         "classes": list(record.classes),
         "spill_bytes": list(record.spill_bytes),
+        "sketch_bytes": record.sketch_bytes,
     }
 
 
@@ -239,4 +272,5 @@ def _from_tree(tree: dict[str, Any]) -> PortionRecord:
         spills=tuple(tree["spills"]),
         classes=tuple(tree["classes"]),
         spill_bytes=tuple(tree.get("spill_bytes", ())),
+        sketch_bytes=tree.get("sketch_bytes", 0),
     )

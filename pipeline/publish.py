@@ -135,7 +135,7 @@ def _write_beside(
         corpus_bytes=sum(portion.bytes for portion in building.portions),
         seconds=time.monotonic() - building.started,
     )
-    write_report(report, staged)
+    write_report({**report, **building.kind.report_fields(building.work)}, staged)
 
 
 def _refuse_strangers(dataset_dir: Path) -> None:

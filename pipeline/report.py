@@ -102,6 +102,9 @@ def _render(report: dict[str, Any]) -> list[Table | str]:
             held = f"{sums['documents']:,} documents, {sums['tokens']:,} tokens"
         size = f"{sums['shards']} shards, {sums['bytes'] / 1e6:,.1f} MB"
         parts.append(f"{split}: {held}, {size}")
+    if found := report.get("near_duplicates"):
+        told = f"{found['clusters']:,} clusters of {found['images']:,} images that look the same"
+        parts.append(f"{told}, one of each stays")
     rate = report["corpus"]["bytes"] / 1e6 / max(report["seconds"], 0.1)
     parts.append(f"{report['seconds']:,.1f} s, {rate:.1f} MB/s of corpus")
     return parts

@@ -23,28 +23,29 @@ def render_html(report: dict[str, Any]) -> str:
     )
     is_text = report["kind"] == "text"
     documents = "documents" if is_text else "images"
+    amounts = ("tokens",) if is_text else ()
     body = [
         "<h1>Dataset report</h1>",
         f"<p>{escape(intro)}</p>",
         "<h2>Funnel</h2>",
         _funnel(report["funnel"]),
         "<h2>Splits</h2>",
-        _table(
-            ("split", documents, "tokens", "shards", "bytes"),
-            [
-                (name, one["documents"], one["tokens"], one["shards"], one["bytes"])
-                for name, one in report["splits"].items()
-            ],
+        _columns(
+            {"split": "split", documents: "documents"},
+            (*amounts, "shards", "bytes"),
+            [{"split": name, **one} for name, one in report["splits"].items()],
         ),
         "<h2>Document lengths, tokens</h2>" if is_text else "<h2>Image sizes, bytes</h2>",
-        _lengths(report["lengths"]),
+        _lengths(report["lengths"], "tokens" if is_text else "bytes", documents),
+        *_near_duplicates(report.get("near_duplicates")),
         "<h2>Rejects</h2>",
         *map(_reject, report["rejects"]),
         "" if report["rejects"] else "<p>None.</p>",
         "<h2>Shards</h2>",
-        _table(
-            ("name", documents, "tokens", "samples", "bytes"),
-            [tuple(row.values()) for row in report["shards"]],
+        _columns(
+            {"name": "name", documents: "documents"},
+            (*amounts, "samples", "bytes"),
+            report["shards"],
         ),
     ]
     head = f'<meta charset="utf-8"><title>Dataset report</title><style>{_STYLE}</style>'
@@ -63,7 +64,7 @@ def _funnel(rows: Sequence[dict[str, Any]]) -> str:
     return f"<table>{_head(names)}{cells}</table>"
 
 
-def _lengths(lengths: Sequence[int]) -> str:
+def _lengths(lengths: Sequence[int], unit: str, documents: str) -> str:
     """One row for each power of two, from the shortest documents to the longest."""
     largest = max(lengths, default=0) or 1
     shortest = next((i for i, count in enumerate(lengths) if count), 0)
@@ -73,7 +74,25 @@ def _lengths(lengths: Sequence[int]) -> str:
         for i, count in enumerate(lengths)
         if i >= shortest
     )
-    return f"<table>{_head(('tokens', 'documents', ''))}{cells}</table>"
+    return f"<table>{_head((unit, documents, ''))}{cells}</table>"
+
+
+def _near_duplicates(found: dict[str, Any] | None) -> list[str]:
+    """The largest clusters of images that look the same, each with the one that stays."""
+    if found is None:
+        return []
+    told = (
+        f"{found['clusters']:,} clusters of {found['images']:,} images that look the same; one of "
+        f"each stays. The {len(found['largest'])} largest:"
+    )
+    cells = "".join(
+        f'<tr><td><img width=96 height=96 alt="" src="{escape(one["thumbnail"])}"></td>'
+        f"{_cell(one['images'])}{_cell(one['kept'])}"
+        f"{_cell(' '.join(one['others']))}</tr>"
+        for one in found["largest"]
+    )
+    table = f"<table>{_head(('', 'images', 'stays', 'the first others'))}{cells}</table>"
+    return ["<h2>Near-duplicates</h2>", f"<p>{escape(told)}</p>", table]
 
 
 def _reject(row: dict[str, Any]) -> str:
@@ -89,9 +108,13 @@ def _example(example: dict[str, Any]) -> str:
     return f"<p>{escape(origin + detail)}</p><pre>{escape(example['excerpt'])}</pre>"
 
 
-def _table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    return f"<table>{_head(names)}{body}</table>"
+def _columns(first: dict[str, str], others: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
+    """A table of these fields of the rows; `first` has headings of their own."""
+    fields = {**first, **{name: name for name in others}}
+    body = "".join(
+        f"<tr>{''.join(_cell(row[field]) for field in fields.values())}</tr>" for row in rows
+    )
+    return f"<table>{_head(tuple(fields))}{body}</table>"
 
 
 def _head(names: Sequence[str]) -> str:

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.batch import concat
-from pipeline.copies import drop_copies, in_order, rows_of
+from pipeline.copies import drop_copies, drop_excluded, in_order, rows_of
+from pipeline.exclude import read_excluded
 from pipeline.manifest import Chunks, Shard
 from pipeline.plan import PlannedShard
 from pipeline.rejects import Tally, tally, tally_from_row, tally_row, write_rejects
@@ -43,6 +44,8 @@ class ShardSettings:
     """Of documents with equal keys, the first stays."""
     split_seed: int
     """Of the split."""
+    compares: bool = False
+    """Documents are compared over the whole corpus, and some of them excluded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,9 @@ def _write(
     settings: ShardSettings,
 ) -> ShardRow:
     kept, rejects = drop_copies(documents, planned.split, deduplicate=settings.deduplicate)
+    if settings.compares:
+        kept, also = drop_excluded(kept, read_excluded(work.excluded))
+        rejects = concat([rejects, also])
     if not kept.num_rows:
         raise ValueError(
             f"{planned.name}: all its {rejects.num_rows:,} documents are in the validation split, "

@@ -42,6 +42,8 @@ class GroupByShard(beam.PTransform):  # type: ignore[misc]
     """Callable without arguments: the plan, from the completion records in the work folder."""
     spills: bool
     """Payload through spill files instead of Beam's GroupByKey."""
+    compare: beam.PTransform | None = None
+    """Numbers of finished portions -> an element when their documents are compared, if they are."""
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
         group = _group_by_spills if self.spills else _group_by_key
@@ -61,19 +63,20 @@ class Spread(beam.PTransform):  # type: ignore[misc]
         )
 
 
-def plan_when_done(
-    start: beam.PCollection, portions: beam.PCollection, make_plan: Any
-) -> beam.PCollection:
-    """The plan as a singleton, made when the last portion is finished."""
+def plan_when_done(portions: beam.PCollection, stage: GroupByShard) -> beam.PCollection:
+    """The plan as a singleton, made when the last portion is finished and documents compared."""
+    if stage.compare is not None:
+        portions = portions | "CompareDocuments" >> stage.compare
+    start = portions.pipeline | "Start" >> beam.Create([None])
     done = beam.pvalue.AsIter(portions)
+    make_plan = stage.make_plan
     return start | "PlanShards" >> beam.Map(lambda _, finished: make_plan(), done)
 
 
 def _group_by_spills(batches: beam.PCollection, stage: GroupByShard) -> beam.PCollection:
     spill = _SpillPortion(stage.work, stage.placement, stage.fingerprints)
     portions = batches | "SpillPortions" >> beam.ParDo(spill)
-    start = batches.pipeline | "Start" >> beam.Create([None])
-    plan = plan_when_done(start, portions, stage.make_plan)
+    plan = plan_when_done(portions, stage)
     folder = str(stage.work.spills)
     return (
         plan
@@ -158,8 +161,7 @@ def _group_by_key(batches: beam.PCollection, stage: GroupByShard) -> beam.PColle
         | "GroupPortions" >> beam.GroupByKey()
         | "FinishPortions" >> beam.Map(_finish, stage.work, stage.placement, stage.fingerprints)
     )
-    start = batches.pipeline | "Start" >> beam.Create([None])
-    plan = beam.pvalue.AsSingleton(plan_when_done(start, portions, stage.make_plan))
+    plan = beam.pvalue.AsSingleton(plan_when_done(portions, stage))
     return (
         batches
         | "CutByShard" >> beam.FlatMap(cut_by_shard, plan, stage.placement)

@@ -88,6 +88,8 @@ class BuildShards(beam.PTransform):  # type: ignore[misc]
     """What decides the bytes of a shard."""
     spills: bool
     """Payload through spill files instead of Beam's GroupByKey."""
+    compare: beam.PTransform | None
+    """What excludes documents by a look at all of them, if anything."""
 
     def expand(self, documents: beam.PCollection) -> beam.PCollection:
         return (
@@ -99,6 +101,7 @@ class BuildShards(beam.PTransform):  # type: ignore[misc]
                 fingerprints=self.fingerprints,
                 make_plan=partial(make_plan, self.terms),
                 spills=self.spills,
+                compare=self.compare,
             )
             | "WriteShards" >> WriteShards(work=self.terms.work, settings=self.settings)
         )

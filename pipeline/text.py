@@ -62,6 +62,15 @@ class TextKind:
         """Documents, read, cleaned, filtered and encoded."""
         return EncodedDocuments(self.config, portions, work, self.tokenizer_text)
 
+    def compare(self, work: WorkFolder, num_portions: int) -> None:
+        """Nothing is compared."""
+        del work, num_portions
+
+    def report_fields(self, work: WorkFolder) -> dict[str, Any]:
+        """Nothing more."""
+        del work
+        return {}
+
     def manifest_fields(self, decision: Decision) -> dict[str, Any]:
         """The tokenizer and the type of tokens."""
         del decision

@@ -46,6 +46,21 @@ class WorkFolder:
         return self.root / "rejects"
 
     @property
+    def sketches(self) -> Path:
+        """What each portion left of its documents for a comparison of all."""
+        return self.root / "sketches"
+
+    @property
+    def excluded(self) -> Path:
+        """The documents that this comparison found to be out."""
+        return self.root / "excluded.arrow"
+
+    @property
+    def comparison(self) -> Path:
+        """What the report says of this comparison."""
+        return self.root / "comparison.json"
+
+    @property
     def progress(self) -> Path:
         """A counter file for each worker process."""
         return self.root / "progress"
@@ -69,13 +84,18 @@ class WorkFolder:
         """Completion record of a portion."""
         return self.portions / f"{index:06d}.json"
 
+    def sketch(self, index: int) -> Path:
+        """What a portion left."""
+        return self.sketches / f"{index:06d}.arrow"
+
     def shard_row(self, name: str) -> Path:
         """Row file of a finished shard."""
         return self.shards / f"{name}.json"
 
     def create(self) -> None:
         """Make the folder and its parts, and drop what a killed build was in the middle of."""
-        for folder in (self.portions, self.spills, self.shards, self.rejects, self.progress):
+        folders = (self.portions, self.spills, self.sketches, self.shards, self.rejects)
+        for folder in (*folders, self.progress):
             folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.publication, ignore_errors=True)
         for unfinished in self.root.rglob(".*"):

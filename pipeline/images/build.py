@@ -11,9 +11,10 @@ from pipeline.corpus import Portion
 from pipeline.decide import Decision
 from pipeline.images.config import ImagePipelineConfig
 from pipeline.images.encode import EXTENSIONS
+from pipeline.images.near_duplicates import FindNearDuplicates
 from pipeline.images.samples import ImageSamples
 from pipeline.images.stages import EncodedImages
-from pipeline.work import WorkFolder
+from pipeline.work import WorkFolder, read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,16 @@ class ImageKind:
     def encoded(self, portions: Sequence[Portion], work: WorkFolder) -> beam.PTransform:
         """Images, read, decoded, filtered, resized and encoded."""
         return EncodedImages(self.config, portions, work)
+
+    def compare(self, work: WorkFolder, num_portions: int) -> beam.PTransform | None:
+        """Near-duplicates."""
+        config = self.config.near_duplicates
+        return FindNearDuplicates(config, work, num_portions) if config.enabled else None
+
+    def report_fields(self, work: WorkFolder) -> dict[str, Any]:
+        """The clusters of near-duplicates."""
+        asked = self.config.near_duplicates.enabled
+        return {"near_duplicates": read_json(work.comparison)} if asked else {}
 
     def manifest_fields(self, decision: Decision) -> dict[str, Any]:
         """The class map."""

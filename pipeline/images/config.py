@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pipeline.config import PipelineConfig
+from pipeline.images.clusters import Config as NearDuplicatesConfig
 from pipeline.images.process import Config as ProcessConfig
 
 
@@ -18,3 +19,13 @@ class ImagePipelineConfig(PipelineConfig):
 
     images: ProcessConfig = field(default_factory=ProcessConfig)
     """What becomes of each image."""
+    near_duplicates: NearDuplicatesConfig = field(default_factory=NearDuplicatesConfig)
+    """Keep one of images that look the same, beside what `deduplicate` does with true copies."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.near_duplicates.enabled and not self.deduplicate:
+            raise ValueError(
+                "near_duplicates.enabled=true with deduplicate=false: copies are near-duplicates "
+                "too; leave deduplicate at true, or near_duplicates.enabled at false"
+            )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from pipeline.images.appearance import appearance
 from pipeline.images.decode import BadImage, load, open_image
 from pipeline.images.decode import Config as DecodeConfig
 from pipeline.images.encode import Config as EncodeConfig
@@ -36,14 +37,21 @@ class Processed:
     """Pixels."""
     height: int
     """Pixels."""
+    appearance: bytes = b""
+    """Packed, where it was asked for."""
 
 
 Outcome = Processed | tuple[str, BadImage]
 """What becomes of an image; of a bad one the stage that refuses it, and why."""
 
 
-def process(encoded: bytes, config: Config) -> Outcome:
+def process(encoded: bytes, config: Config, *, look: bool = False) -> Outcome:
     """Process one image.
+
+    Args:
+        encoded: as the corpus holds it.
+        config: what becomes of it.
+        look: note its appearance, from the pixels that are decoded anyway.
 
     Raises:
         MemoryError: the memory of this process does not suffice for it.
@@ -60,8 +68,9 @@ def process(encoded: bytes, config: Config) -> Outcome:
         return "decode", decoded
     if bad := check_content(decoded.pixels, config.filter):
         return "filter", bad
+    seen = appearance(decoded.pixels, size).pack() if look else b""
     result = resize(decoded.pixels, scaled_size(*size, config.resize), config.resize)
     untouched = decoded.untouched and result is decoded.pixels
     if untouched and config.encode.keep_untouched and decoded.format == config.encode.format:
-        return Processed(encoded, *size)
-    return Processed(encode(result, config.encode), result.width, result.height)
+        return Processed(encoded, *size, seen)
+    return Processed(encode(result, config.encode), result.width, result.height, seen)

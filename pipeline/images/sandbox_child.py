@@ -84,8 +84,8 @@ def receive(messages: BinaryIO) -> bytes:
 def pack_outcome(outcome: Outcome) -> bytes:
     """An outcome as one message that is safe to read, whatever a decoder did to this process."""
     if isinstance(outcome, Processed):
-        head = {"width": outcome.width, "height": outcome.height}
-        return json.dumps(head).encode() + b"\n" + outcome.encoded
+        head = [outcome.width, outcome.height, len(outcome.appearance)]
+        return json.dumps(head).encode() + b"\n" + outcome.appearance + outcome.encoded
     stage, bad = outcome
     return json.dumps({"stage": stage, "bad": asdict(bad)}).encode()
 
@@ -94,9 +94,10 @@ def unpack_outcome(message: bytes) -> Outcome:
     """The outcome of a message."""
     head, _, content = message.partition(b"\n")
     tree = json.loads(head)
-    if "bad" in tree:
+    if isinstance(tree, dict):
         return tree["stage"], BadImage(**tree["bad"])
-    return Processed(content, **tree)
+    width, height, seen = tree
+    return Processed(content[seen:], width, height, content[:seen])
 
 
 def _limit_memory(more_bytes: int | None) -> None:

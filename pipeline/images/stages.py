@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.batch import Batch, Count, concat, count, encoded_rows, reject, text_buffers
 from pipeline.corpus import Portion
+from pipeline.images.clusters import sketch_rows
 from pipeline.images.config import ImagePipelineConfig
 from pipeline.images.process import Config, Outcome, Processed, process
 from pipeline.images.rows import ENCODED_IMAGES, SAID
@@ -47,7 +48,8 @@ class EncodedImages(beam.PTransform):  # type: ignore[misc]
             | "SpreadPortions" >> Spread()
             | "ReadCorpus" >> ReadCorpus(format=corpus.name, config=corpus.config)
             | "MarkValidation" >> MarkValidation(self.config.split.validation_paths)
-            | "ProcessImages" >> ProcessImages(self.config.images)
+            | "ProcessImages"
+            >> ProcessImages(self.config.images, look=self.config.near_duplicates.enabled)
             | "KeyImages" >> KeyDocuments(deduplicate=self.config.deduplicate)
             | "CountProgress" >> CountProgress(self.work)
             | "PackImages" >> beam.Map(pack_images)
@@ -60,35 +62,44 @@ class ProcessImages(beam.PTransform):  # type: ignore[misc]
 
     config: Config
     """What becomes of each image."""
+    look: bool = False
+    """Note the appearance of each image, in a column of that name."""
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
-        return batches | "InSandbox" >> beam.ParDo(_InSandbox(self.config))
+        return batches | "InSandbox" >> beam.ParDo(_InSandbox(self.config, look=self.look))
 
 
 class _InSandbox(beam.DoFn):  # type: ignore[misc]
     """Holds the child process that decodes."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, look: bool) -> None:
         self.config = config
+        self.look = look
 
     def setup(self) -> None:
         limits = self.config.decode
         self.sandbox = Sandbox(
-            partial(process, config=self.config),
+            partial(process, config=self.config, look=self.look),
             Limits(limits.time_limit_seconds, limits.memory_mib),
         )
 
     def process(self, batch: Batch) -> Iterator[Batch]:
-        yield process_images(batch, self.sandbox.map)
+        yield process_images(batch, self.sandbox.map, look=self.look)
 
     def teardown(self) -> None:
         self.sandbox.close()
 
 
 def process_images(
-    batch: Batch, processed: Callable[[Sequence[memoryview]], list[Outcome]]
+    batch: Batch,
+    processed: Callable[[Sequence[memoryview]], list[Outcome]],
+    *,
+    look: bool = False,
 ) -> Batch:
-    """The images of a batch as `processed` makes them, their size in the metadata."""
+    """The images of a batch as `processed` makes them, their size in the metadata.
+
+    If `look`, with their packed appearance in a column of that name.
+    """
     images = batch.documents
     results = processed(list(_contents(images)))
     for stage in STAGES:
@@ -101,7 +112,7 @@ def process_images(
         rejects = concat([batch.rejects, reject(denied, stage, reasons, details)])
         batch = replace(count(batch, stage, images), rejects=rejects)
     done = [one for one in results if isinstance(one, Processed)]
-    return count(batch, "resize", _with_results(images, done))
+    return count(batch, "resize", _with_results(images, done, look=look))
 
 
 def pack_images(batch: Batch) -> Batch:
@@ -119,7 +130,12 @@ def pack_images(batch: Batch) -> Batch:
     documents = carry_mark(images, pa.RecordBatch.from_arrays(columns, schema=ENCODED_IMAGES))
     num_images, num_bytes = images.num_rows, int(sizes.sum())
     entry = Count("pack", num_images, num_bytes, num_images, num_bytes)
-    return replace(batch, documents=documents, counts=(*batch.counts, entry))
+    sketches = None
+    if "appearance" in images.schema.names:
+        weight = np.asarray(rows.column("weight"))
+        seen = images.column("appearance").to_pylist()
+        sketches = carry_mark(images, sketch_rows(images.column("key"), weight, seen))
+    return replace(batch, documents=documents, counts=(*batch.counts, entry), sketches=sketches)
 
 
 def _contents(images: pa.RecordBatch) -> Iterator[memoryview]:
@@ -129,7 +145,7 @@ def _contents(images: pa.RecordBatch) -> Iterator[memoryview]:
         yield content.data[first:stop]
 
 
-def _with_results(images: pa.RecordBatch, done: list[Processed]) -> pa.RecordBatch:
+def _with_results(images: pa.RecordBatch, done: list[Processed], *, look: bool) -> pa.RecordBatch:
     metadata = [
         render_metadata(said, width=one.width, height=one.height)
         for said, one in zip(images.column("metadata").to_pylist(), done, strict=True)
@@ -140,6 +156,10 @@ def _with_results(images: pa.RecordBatch, done: list[Processed]) -> pa.RecordBat
         images.schema.field("image"),
         pa.array([one.encoded for one in done], pa.large_binary()),
     )
-    return images.set_column(
+    images = images.set_column(
         names.index("metadata"), images.schema.field("metadata"), pa.array(metadata, pa.string())
     )
+    if not look:
+        return images
+    seen = pa.array([one.appearance for one in done], pa.binary())
+    return images.append_column("appearance", seen)

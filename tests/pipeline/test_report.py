@@ -42,6 +42,36 @@ def test_the_page_shows_every_part():
         assert part in page
 
 
+IMAGES = {
+    **REPORT,
+    "kind": "image",
+    "near_duplicates": {
+        "clusters": 1234,
+        "images": 5678,
+        "largest": [
+            {"images": 77, "kept": "ab12", "others": ["cd34", EVIL], "thumbnail": 'data:x"><script'}
+        ],
+    },
+}
+
+
+def test_the_page_of_images_speaks_of_images():
+    page = render_html(IMAGES)
+    assert "tokens" not in page and "documents" not in page
+    assert "<th>bytes</th><th>images</th>" in page  # the histogram
+    for part in ("1,234 clusters of 5,678 images", "ab12", "cd34 &lt;script&gt;", ">77<"):
+        assert part in page
+    assert "<script" not in page
+
+
+def test_the_verb_tells_the_clusters(tmp_path, capsys):
+    (tmp_path / "report.json").write_text(json.dumps(IMAGES).replace("\\ud800", ""))
+    main([str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "1,234 clusters of 5,678 images that look the same, one of each stays" in out
+    assert "train: 1 images, 1 shards" in out
+
+
 def test_an_empty_report_is_a_page():
     empty = {**REPORT, "funnel": [], "rejects": [], "splits": {}, "lengths": [], "shards": []}
     assert "None." in render_html(empty)

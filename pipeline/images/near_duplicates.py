@@ -1,0 +1,103 @@
+"""`FindNearDuplicates`: images that look the same, found by their hashes over the whole corpus.
+
+Only hashes travel through Beam, each once for a band: 8 bytes an image and band. Thumbnails, which
+decide, are read from the portions' sketch files by the one worker that makes the clusters.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import apache_beam as beam
+import numpy as np
+
+from pipeline.exclude import read_table, write_table
+from pipeline.images.clusters import Config, HashPairs, find_clusters, summary
+from pipeline.images.similar import Hashes, band_values, bands, close_pairs
+from pipeline.shuffle import Spread
+from pipeline.work import WorkFolder, write_json
+
+GROUP_BITS = 7
+"""Of each band so many bits make a group of Beam; the worker that gets it cuts it further."""
+
+Tagged = tuple[Hashes, Hashes]
+"""Distinct hashes of images, and of their mirror images."""
+
+
+@dataclass
+class FindNearDuplicates(beam.PTransform):  # type: ignore[misc]
+    """Numbers of finished portions -> one element when the excluded images are written."""
+
+    config: Config
+    """What counts as the same."""
+    work: WorkFolder
+    """Of the build; holds the sketches of all portions, those of an earlier run too."""
+    num_portions: int
+    """Length of the plan of the corpus."""
+
+    def expand(self, portions: beam.PCollection) -> beam.PCollection:
+        start = portions.pipeline | "StartComparing" >> beam.Create([None])
+        pairs = (
+            start
+            | "ListSketches" >> beam.FlatMap(_list, self.num_portions, beam.pvalue.AsIter(portions))
+            | "SpreadSketches" >> Spread()
+            | "CutBands" >> beam.FlatMap(band_groups, config=self.config, work=self.work)
+            | "GroupBands" >> beam.GroupByKey()
+            | "ComparePairs" >> beam.Map(_compare, radius=self.config.radius)
+        )
+        return start | "MakeClusters" >> beam.Map(
+            exclude, beam.pvalue.AsIter(pairs), config=self.config, work=self.work
+        )
+
+
+def band_groups(
+    portion: int, config: Config, work: WorkFolder
+) -> Iterator[tuple[tuple[int, int], Tagged]]:
+    """The distinct hashes of a portion by band and group, so that close ones share one of them."""
+    if not work.sketch(portion).exists():
+        return
+    rows = read_table(work.sketch(portion), ("hash", "mirrored_hash"))
+    plain = np.unique(np.asarray(rows.column("hash")))
+    mirrored = np.unique(np.asarray(rows.column("mirrored_hash")))[: None if config.mirrored else 0]
+    for number, band in enumerate(bands(config.radius)):
+        own, other = (band_values(one, band[:GROUP_BITS]) for one in (plain, mirrored))
+        for value in np.unique(np.concatenate([own, other])):
+            yield (number, int(value) >> band[0]), (plain[own == value], mirrored[other == value])
+
+
+def compare_hashes(
+    plain: Hashes, mirrored: Hashes, radius: int, shared: tuple[int, ...] = ()
+) -> HashPairs:
+    """The close pairs among distinct hashes of images, and between them and mirror images.
+
+    If a band is given, those that agree in it.
+    """
+    both = np.concatenate([plain, mirrored])
+    left, right = close_pairs(both, radius, shared).T
+    own = right < len(plain)
+    across = ~own & (left < len(plain))
+    return HashPairs(
+        np.stack([both[left[own]], both[right[own]]], axis=1),
+        np.stack([both[left[across]], both[right[across]]], axis=1),
+    )
+
+
+def exclude(_: None, pairs: Iterable[HashPairs], config: Config, work: WorkFolder) -> int:
+    """Write the images that are out, and what the report says of them; returns their number."""
+    sketches = sorted(work.sketches.glob("*.arrow"))
+    clusters = find_clusters(sketches, HashPairs.joined(pairs), config)
+    rows = clusters.excluded()
+    write_table(work.excluded, rows)
+    write_json(work.comparison, summary(clusters))
+    return int(rows.num_rows)
+
+
+def _list(_: None, num_portions: int, finished: Iterable[int]) -> Iterator[tuple[int, int]]:
+    del finished  # it was waited for
+    yield from ((portion, portion) for portion in range(num_portions))
+
+
+def _compare(group: tuple[tuple[int, int], Iterable[Tagged]], radius: int) -> HashPairs:
+    (number, _), parts = group
+    plain, mirrored = zip(*parts, strict=True)
+    distinct = np.unique(np.concatenate(plain)), np.unique(np.concatenate(mirrored))
+    return compare_hashes(*distinct, radius, bands(radius)[number])
