@@ -130,7 +130,7 @@ def test_copies_count_once_and_by_the_larger_original(work):
 
 def test_what_hangs_together_is_one_cluster(work):
     """The ends of a chain are farther apart than its neighbours."""
-    chain = [crop(picture(3, (640, 480)), 8 * step) for step in range(5)]
+    chain = [crop(picture(9, (640, 480)), 8 * step) for step in range(5)]
     write(work, 0, list(enumerate(chain)))
     found = run(work, 1)
     assert {key: kept for key, (kept, _) in found.items()} == dict.fromkeys(range(1, 5), 0)
