@@ -98,11 +98,11 @@ class Batch:
     """One per stage passed, in order."""
     last: bool
     """No batch of this portion follows."""
+    read_bytes: int = 0
+    """Stored bytes that were read for it, for progress: over a portion they add up to its size."""
     sketches: pa.RecordBatch | None = None
     """Behind the last stage, where documents are compared over the whole corpus: what this takes, a
     row for each, with columns `key` and `weight`."""
-    read_bytes: int = 0
-    """Stored bytes that were read for it, for progress: over a portion they add up to its size."""
 
 
 def text_bytes(documents: pa.RecordBatch) -> int:
