@@ -52,7 +52,8 @@ def build(config: PipelineConfig, flags: Sequence[str] = (), *, spills: bool | N
     _check_apart(dataset_dir, config.corpus.config.path)
     portions = plan_portions(config.corpus.module, config.corpus.config)
     engine = Engine(
-        num_workers=config.num_workers or sensible_workers(portions),
+        num_workers=config.num_workers
+        or sensible_workers(portions, config.corpus.config.work_factor),
         flags=tuple(flags),
         spills=uses_local_runner(flags) if spills is None else spills,
     )
@@ -82,9 +83,9 @@ def _check_apart(dataset_dir: Path, corpus: Sequence[str]) -> None:
             )
 
 
-def sensible_workers(portions: Sequence[Portion]) -> int:
+def sensible_workers(portions: Sequence[Portion], work_factor: int = 1) -> int:
     """One per core, but none that would have nothing to do or would cost more than it does."""
-    busy = 1 + sum(portion.bytes for portion in portions) // WORKER_BYTES
+    busy = 1 + work_factor * sum(portion.bytes for portion in portions) // WORKER_BYTES
     return max(1, min(len(os.sched_getaffinity(0)), len(portions), busy))
 
 

@@ -113,7 +113,14 @@ def decide(terms: Terms) -> Decision:
         fingerprint=digest.hexdigest(),
         spills=tuple(spills),
     )
-    return Decision(plan, sums.counts, sums.tallies, tuple(sorted(classes)))
+    return Decision(plan, sums.counts, sums.tallies, tuple(in_class_order(classes)))
+
+
+def in_class_order(names: set[str]) -> list[str]:
+    """Names sorted; where all are numbers, by value: 10 classes or more of 0, 1, 2 keep theirs."""
+    if all(name.isascii() and name.isdigit() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
 
 
 def _split(sums: _Sums, placement: Placement) -> int:

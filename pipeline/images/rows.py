@@ -1,6 +1,8 @@
 """The rows of an image batch: encoded images with what their corpus says of them."""
 
+import base64
 import json
+import math
 import posixpath
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -83,4 +85,17 @@ def as_metadata(tree: dict[str, Any]) -> str | None:
     """A JSON object with sorted keys; nothing of an empty one."""
     if not tree:
         return None
-    return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(_plain(tree), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: bytes as base64, dates and decimals as text, NaN and infinity as null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | None) else str(value)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -57,14 +58,21 @@ def _records(found: Iterator[Line], config: Config) -> Iterator[Record | BadReco
         yield BadRecord("truncated_file", position, str(error), size + error.unread, head)
 
 
-def _parse(line: Line, column: str) -> Record | BadRecord | None:
-    """`{"text": "a"}` -> a record; a blank line -> None; anything else -> a bad record."""
+def parse_object(line: Line) -> dict[str, Any] | BadRecord | None:
+    """`{"text": "a"}` -> its columns; a blank line -> None; anything else -> a bad record."""
     try:
         value = orjson.loads(line.head)
     except orjson.JSONDecodeError as error:
-        return _not_json(line, column, error)
+        return _not_json(line, error)
     if type(value) is not dict:
         return _bad("invalid_json", line, f"the line holds no object but {_kind(value)}")
+    return value
+
+
+def _parse(line: Line, column: str) -> Record | BadRecord | None:
+    value = parse_object(line)
+    if value is None or isinstance(value, BadRecord):
+        return value
     found = value.get(column, _parse)  # no value of JSON is a function
     if type(found) is str:
         return Record(line.position, found.encode())
@@ -74,12 +82,12 @@ def _parse(line: Line, column: str) -> Record | BadRecord | None:
     return _bad("not_text", line, f"column '{column}' holds {_kind(found)}")
 
 
-def _not_json(line: Line, column: str, error: orjson.JSONDecodeError) -> Record | BadRecord | None:
+def _not_json(line: Line, error: orjson.JSONDecodeError) -> dict[str, Any] | BadRecord | None:
     text = line.head
     if not text.strip():
         return None
     if line.position == 0 and text.startswith(_BOM):
-        return _parse(Line(0, text[len(_BOM) :], line.bytes - len(_BOM)), column)
+        return parse_object(Line(0, text[len(_BOM) :], line.bytes - len(_BOM)))
     try:
         text.decode()
     except UnicodeDecodeError as invalid:

@@ -1,6 +1,6 @@
 """Parquet: one document per row, the text in a string or binary column; cut at row groups."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,14 +42,43 @@ def cut(file: CorpusFile, config: Config) -> list[tuple[int, int, int]]:
     try:
         with closing(open_corpus_file(file)) as opened, pq.ParquetFile(opened) as parquet:
             index = _column_index(parquet, file, config.column)
-            metadata = parquet.metadata
-            groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+            groups = _all_groups(parquet)
             sizes = [group.column(index).total_compressed_size for group in groups]
     except (pa.ArrowException, OSError) as error:
-        if not _is_damage(error):
+        if not is_damage(error):
             raise
         return [(0, 0, file.bytes)]
     return _runs(sizes, config.portion_mib << 20)
+
+
+def cut_groups(
+    file: CorpusFile, columns: Sequence[str], portion_bytes: int
+) -> list[tuple[int, int, int]]:
+    """The same by all columns; the named ones have to be there.
+
+    Raises:
+        ValueError: no such column.
+    """
+    try:
+        with closing(open_corpus_file(file)) as opened, pq.ParquetFile(opened) as parquet:
+            check_columns(parquet.schema_arrow.names, columns, file)
+            sizes = [_stored_bytes(group) for group in _all_groups(parquet)]
+    except (pa.ArrowException, OSError) as error:
+        if not is_damage(error):
+            raise
+        return [(0, 0, file.bytes)]
+    return _runs(sizes, portion_bytes)
+
+
+def check_columns(names: Sequence[str], columns: Sequence[str], file: CorpusFile) -> None:
+    """Check that a file has columns.
+
+    Raises:
+        ValueError: it lacks one.
+    """
+    absent = next((column for column in columns if column not in names), None)
+    if absent is not None:
+        raise ValueError(f"{file.source}: no column '{absent}'; there are: {', '.join(names)}")
 
 
 def read(portion: Portion, config: Config) -> Iterator[Batch]:
@@ -68,23 +97,25 @@ def read(portion: Portion, config: Config) -> Iterator[Batch]:
                 meter.add(batch.counts[0].records_in * row_bytes)
                 yield replace(batch, read_bytes=meter.take())
     except (pa.ArrowException, OSError) as error:
-        if not _is_damage(error):
+        if not is_damage(error):
             raise
-        bad = [_unreadable(0, error, file.bytes)]
+        bad = [unreadable(0, error, file.bytes)]
     yield from gather(portion, bad, meter)
 
 
-def _is_damage(error: Exception) -> bool:
+def is_damage(error: Exception) -> bool:
     """Whether Arrow complains of the content; a disk or a store that fails is no bad data."""
     return isinstance(error, pa.ArrowException) or (type(error) is OSError and not error.errno)
 
 
+def unreadable(row: int, error: Exception, size: int) -> BadRecord:
+    """The reject of what cannot be read from a row on."""
+    return BadRecord("unreadable_file", row, " ".join(str(error).split()), size, b"")
+
+
 def _column_index(parquet: pq.ParquetFile, file: CorpusFile, column: str) -> int:
     schema = parquet.schema_arrow
-    if column not in schema.names:
-        raise ValueError(
-            f"{file.source}: no column '{column}'; there are: {', '.join(schema.names)}"
-        )
+    check_columns(schema.names, [column], file)
     kind = _value_type(schema.field(column).type)
     if not (pa.types.is_large_binary(kind) or pa.types.is_large_string(kind)):
         raise ValueError(
@@ -93,6 +124,10 @@ def _column_index(parquet: pq.ParquetFile, file: CorpusFile, column: str) -> int
         )
     names = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
     return names.index(column)
+
+
+def _all_groups(parquet: pq.ParquetFile) -> list[Any]:
+    return [parquet.metadata.row_group(at) for at in range(parquet.metadata.num_row_groups)]
 
 
 def _value_type(kind: Any) -> Any:
@@ -127,11 +162,11 @@ def _row_groups(portion: Portion, parquet: pq.ParquetFile, config: Config) -> It
                 yield batch
                 done = rows
         except (pa.ArrowException, OSError) as error:
-            if not _is_damage(error):
+            if not is_damage(error):
                 raise
             size = _stored_bytes(metadata.row_group(group))
             texts = pa.array([], pa.large_binary())
-            bad = [_unreadable(row + done, error, size)]
+            bad = [unreadable(row + done, error, size)]
             none = np.empty(0, np.int64)
             yield read_batch(portion, positions=none, texts=texts, bad=bad)
         row += metadata.row_group(group).num_rows
@@ -153,10 +188,6 @@ def _batches(
 
 def _stored_bytes(group: Any) -> int:
     return sum(group.column(index).total_compressed_size for index in range(group.num_columns))
-
-
-def _unreadable(row: int, error: Exception, size: int) -> BadRecord:
-    return BadRecord("unreadable_file", row, " ".join(str(error).split()), size, b"")
 
 
 def _slices(portion: Portion, row: int, texts: pa.Array, max_bytes: int) -> Iterator[Batch]:

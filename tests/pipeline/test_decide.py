@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipeline.batch import REJECTS
-from pipeline.decide import Terms, decide
+from pipeline.decide import Terms, decide, in_class_order
 from pipeline.portions import PortionSums, place
 from pipeline.split import Candidates, SplitConfig
 from pipeline.work import WorkFolder
@@ -131,6 +133,27 @@ def test_an_exact_number_moves_its_tokens_to_validation(work):
         "train-000000": 140,
         "validation-000000": 60,
     }
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ({"dog", "cat", "10"}, ["10", "cat", "dog"]),
+        ({str(number) for number in range(12)}, [str(number) for number in range(12)]),
+        ({"1", "01", "2", "-1"}, ["-1", "01", "1", "2"]),
+        ({"1", "01", "2"}, ["01", "1", "2"]),
+        (set(), []),
+    ],
+)
+def test_classes_are_in_order(names, expected):
+    assert in_class_order(names) == expected
+
+
+def test_globs_that_match_nothing(work):
+    write(work, 0)
+    write(work, 1)
+    with pytest.raises(ValueError, match="split.validation_paths: a, b matches none"):
+        decide(replace(terms(work), validation_paths=("a", "b")))
 
 
 def test_nothing_left(work):

@@ -1,0 +1,98 @@
+"""The image that a row of a table holds or names; a table is data, and data is not trusted.
+
+A path stays below its root, whatever `..` it has, and is no URL, unless that is allowed.
+"""
+
+import base64
+import posixpath
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.byte_range import Line
+from pipeline.corpus import CorpusFile
+from pipeline.records import BadRecord, too_large
+from pipeline.urls import asking, locate
+
+
+@dataclass(frozen=True, slots=True)
+class Finder:
+    """Where the images of a table are."""
+
+    root: str
+    """Folder or URL below which paths lie; empty for the folder of the table."""
+    strings: str
+    """What strings are: path or base64."""
+    anywhere: bool
+    """Paths may be absolute, or URLs."""
+    max_bytes: int
+    """Of an image."""
+
+
+def find_image(value: Any, position: int, table: CorpusFile, finder: Finder) -> bytes | BadRecord:
+    """The encoded image of a value: bytes, a string, or Hugging Face's struct of bytes and path."""
+    if _is_struct(value):
+        value = value["path"] if value["bytes"] is None else value["bytes"]
+    if isinstance(value, str) and value and finder.strings == "path":
+        return _read(value, position, table, finder)
+    image = _decoded(value) if isinstance(value, str) else value
+    if image is None:
+        return BadRecord("missing_value", position, "no image", 0, b"")
+    if not isinstance(image, bytes):
+        detail = f"holds {type(value).__name__}; bytes, or a {finder.strings} is needed"
+        return BadRecord("not_an_image", position, detail, 0, b"")
+    return _checked(image, position, len(image), "", finder)
+
+
+def name_of(value: Any, finder: Finder) -> str | None:
+    """The path in a value, where it has one."""
+    if _is_struct(value):
+        value = value["path"]
+    return value if isinstance(value, str) and finder.strings == "path" else None
+
+
+def _is_struct(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"bytes", "path"}
+
+
+def _decoded(text: str) -> bytes | str | None:
+    """The bytes of base64; the text itself where it is none."""
+    try:
+        return base64.b64decode(text, validate=True) if text else None
+    except ValueError:
+        return text
+
+
+def _read(path: str, position: int, table: CorpusFile, finder: Finder) -> bytes | BadRecord:
+    is_url = "://" in path or "::" in path
+    leaves = is_url or path.startswith("/") or posixpath.normpath(path).split("/")[0] == ".."
+    if leaves and not finder.anywhere:
+        detail = f"{path}: leaves the folder of images; corpus.allow_anywhere=true allows it"
+        return BadRecord("forbidden_path", position, detail, 0, b"")
+    try:
+        fs, place = locate(path) if is_url else _below(path, table, finder)
+        with asking(path), fs.open(place, "rb") as opened:
+            image: bytes = opened.read(finder.max_bytes + 1)
+            size = opened.seek(0, 2) if len(image) > finder.max_bytes else len(image)
+    except FileNotFoundError:
+        return BadRecord("missing_file", position, f"{path}: no such file", 0, b"")
+    except (OSError, EOFError, ValueError) as error:
+        detail = f"{path}: {' '.join(str(error).split())}"
+        return BadRecord("missing_file", position, detail, 0, b"")
+    return _checked(image, position, size, f"{path}: ", finder)
+
+
+def _below(path: str, table: CorpusFile, finder: Finder) -> tuple[Any, str]:
+    """The file system and the place of a path, which itself is never taken for a URL."""
+    fs, root = locate(finder.root or table.url)
+    root = root if finder.root else posixpath.dirname(root)
+    return fs, posixpath.join(root, posixpath.normpath(path))
+
+
+def _checked(
+    image: bytes, position: int, size: int, where: str, finder: Finder
+) -> bytes | BadRecord:
+    if not image:
+        return BadRecord("empty_file", position, f"{where}0 bytes", 0, b"")
+    if size > finder.max_bytes:
+        return too_large(Line(position, b"", size), what="image", max_bytes=finder.max_bytes)
+    return image
