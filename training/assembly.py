@@ -20,6 +20,7 @@ from training.data.shards import load_manifest
 from training.engine import Engine
 from training.events import EventFile
 from training.hooks.checkpoints import CheckpointHook
+from training.hooks.damage import DamageHook
 from training.hooks.divergence import DivergenceHook
 from training.hooks.evaluation import EvaluationHook
 from training.hooks.metrics import MetricsHook
@@ -140,11 +141,13 @@ def build_trainer(
         num_steps=config.num_steps,
         global_batch_size=config.batch.global_batch_size,
         learning_rate=rate,
-        hooks=_build_hooks(config, run, engine, state),
+        hooks=_build_hooks(config, run, engine, state, loader),
     )
 
 
-def _build_hooks(config: TrainingConfig, run: Run, engine: Engine, state: RunState) -> list[Hook]:
+def _build_hooks(
+    config: TrainingConfig, run: Run, engine: Engine, state: RunState, loader: Loader
+) -> list[Hook]:
     """In their order: a checkpoint comes last, so that it never claims what was not logged."""
     kind, events = kind_of(config), None
     if distributed.is_rank_zero():
@@ -160,6 +163,13 @@ def _build_hooks(config: TrainingConfig, run: Run, engine: Engine, state: RunSta
     hooks: list[Hook] = [
         metrics,
         DivergenceHook(max_skips_in_a_row=config.engine.max_skips_in_a_row),
+        DamageHook(
+            run.dir,
+            loader.dataset.damage,
+            events,
+            every_steps=config.logging.every_steps,
+            device=engine.device,
+        ),
     ]
     if config.evaluation.every_steps:
         hooks += _build_evaluations(config, run, engine, events)

@@ -141,3 +141,52 @@ def test_a_probe_of_any_task(train, tmp_path, zero_stage, scalars):
         plain = [row["loss"] for row in rows(tmp_path / "plain", "metrics.jsonl")]
         assert losses == plain  # it changes nothing
         shutil.rmtree(tmp_path / "plain")
+
+
+def test_damaged_images_are_counted_and_named(train, image_dir, tmp_path, scalars):
+    """One image of 48, which three epochs come to three times; a run that continues goes on."""
+    folder = shutil.copytree(image_dir, tmp_path / "damaged")
+    content = (folder / "train-000000.tar").read_bytes()
+    place = content.index(b"\x89PNG", content.index(b"train07.png"))
+    content = content[:place] + b"none" + content[place + 4 :]
+    write_again(folder, content)
+    data = {"dataset_dir": str(folder), "num_lanes": 4, "num_loader_workers": 1}
+    answer = train(VIT, "image_classification", num_steps=9, data=data, logging={"every_steps": 3})
+    assert answer["code"] == 0, answer
+    found = rows(tmp_path / "run", "damage.jsonl")
+    assert list(found[0]["faults"]) == ["image train07"]
+    assert "UnidentifiedImageError" in found[0]["faults"]["image train07"]
+    assert all(row["faults"] == {} for row in found[1:])
+    counts = [row["replaced_samples"] for row in found]
+    assert counts == sorted(set(counts))
+    assert 3 <= counts[-1] <= 3 + 2  # and what was read ahead
+    assert (
+        f"{counts[-1]} samples so far came in the place of 1 damaged images or chunks"
+        in (answer["stdout"])
+    )
+    shown = scalars(tmp_path / "run")
+    steps = [row["step"] for row in found]
+    assert shown["data/replaced_samples"] == list(zip(steps, counts, strict=True))
+    assert shown["data/damaged"] == [(step, 1.0) for step in steps]
+
+
+def write_again(folder, content):
+    """The training shard with other bytes, and a manifest that says so."""
+    import dataclasses
+    import hashlib
+    import zlib
+
+    from pipeline.manifest import read_manifest, write_manifest
+
+    manifest = read_manifest(folder)
+    (shard,) = manifest.splits["train"]
+    (folder / shard.name).write_bytes(content)
+    spans = zip(shard.chunks.start, shard.chunks.stop, strict=True)
+    crc32 = tuple(zlib.crc32(content[start:stop]) for start, stop in spans)
+    again = dataclasses.replace(
+        shard,
+        sha256=hashlib.sha256(content).hexdigest(),
+        chunks=dataclasses.replace(shard.chunks, crc32=crc32),
+    )
+    splits = {**manifest.splits, "train": (again,)}
+    write_manifest(dataclasses.replace(manifest, splits=splits), folder)

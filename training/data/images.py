@@ -4,7 +4,6 @@ A pixel depends on the image, the recipe, the seed and the position of the sampl
 alone.
 """
 
-import logging
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,14 +16,12 @@ from training.data.chunks import ChunkReader
 from training.data.decoders import Decoders
 from training.data.image_chunks import ImageChunk
 from training.data.order import Order
-from training.data.replacement import ReplacingReader
+from training.data.replacement import Damage, ReplacingReader
 
 Ints = npt.NDArray[np.int64]
 
 BYTES_AT_ONCE = 32 << 20
 """Pixels that are decoded at once: 222 images of 224 pixels, enough for many workers."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +58,6 @@ class ImageDataset:
     ) -> None:
         """Lay the order over the images; `seed` is that of the augmentations."""
         self.order = order
-        self.bad_images: dict[str, str] = {}
-        """Images that no decoder takes, by key, and what is wrong with them."""
         self._seed = seed
         self._recipe = recipe
         self._decoders = Decoders(recipe, num_workers=num_loader_workers)
@@ -73,6 +68,11 @@ class ImageDataset:
     def __len__(self) -> int:
         """Images in one epoch."""
         return self.order.samples_per_epoch
+
+    @property
+    def damage(self) -> Damage:
+        """Chunks that are corrupt and images that no decoder takes, and how often others came."""
+        return self._reader.damage
 
     @property
     def rows_at_once(self) -> int:
@@ -108,9 +108,11 @@ class ImageDataset:
         size = self._recipe.size
         pixels = np.empty((len(positions), size, size, 3), np.uint8)
         classes = np.empty(len(positions), np.int64)
+        replaced = np.zeros(len(positions), np.bool_)
         rows = np.arange(len(positions))
         for _ in range(len(self)):
             chunks = self._reader.find(chunk[rows], index[rows])
+            replaced[rows] |= chunks.chunk != chunk[rows]
             found = list(zip(chunks.chunk.tolist(), chunks.index.tolist(), strict=True))
             encoded = [chunks.chunks[c].encoded(i) for c, i in found]
             decoded, faults = self._decoders.decode(encoded, keys[rows].tolist())
@@ -118,10 +120,14 @@ class ImageDataset:
             classes[rows] = [chunks.chunks[c].classes[i] for c, i in found]
             for number, fault in faults.items():
                 of_chunk, of_index = found[number]
-                self._report(chunks.chunks[of_chunk].key(of_index), fault)
+                name = f"image {chunks.chunks[of_chunk].key(of_index)}"
+                warning = f"{name}: {fault}; the next one comes in its place"
+                self.damage.note(name, fault, warning=warning)
             if not faults:
+                self.damage.num_replaced += int(replaced.sum())
                 return Images(pixels, classes, keys, positions, np.ones(len(positions), np.bool_))
             rows = rows[sorted(faults)]
+            replaced[rows] = True
             chunk[rows], index[rows] = self._following(chunk[rows], index[rows])
         raise ValueError(f"none of the {len(self)} images of the split can be decoded")
 
@@ -133,8 +139,3 @@ class ImageDataset:
         return following, number - (
             self._stops[following] - self.order.samples_per_chunk[following]
         )
-
-    def _report(self, key: str, fault: str) -> None:
-        if key not in self.bad_images:
-            self.bad_images[key] = fault
-            logger.warning("image %s: %s; the next one comes in its place", key, fault)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from training.data.order import Order
+from training.data.replacement import Damage
 
 Batch = dict[str, Tensor]
 """What a task collates: tensors by name, each with a row for every sample."""
@@ -33,6 +34,11 @@ class Dataset(Protocol):
     @property
     def rows_at_once(self) -> int:
         """Rows that are worth one `read`."""
+        ...
+
+    @property
+    def damage(self) -> Damage:
+        """What could not be read so far."""
         ...
 
     def read(self, positions: npt.NDArray[np.int64]) -> Any:
@@ -62,6 +68,7 @@ class Loader:
         """
         assert global_batch_size % (micro_batch_size * world_size) == 0  # checked with the config
         assert 0 <= rank < world_size
+        self.dataset = dataset
         self.samples_seen = samples_seen
         """Of all ranks and epochs: the state to save with a checkpoint."""
         self.wait_seconds = 0.0

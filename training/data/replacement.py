@@ -1,7 +1,10 @@
-"""Chunks of samples asked for, with the next good chunk in the place of a corrupt one."""
+"""Chunks of samples asked for, with the next good chunk in the place of a corrupt one.
+
+What is replaced is counted and named, for the run to tell.
+"""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -13,6 +16,22 @@ Ints = npt.NDArray[np.int64]
 Parsed = TypeVar("Parsed")
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Damage:
+    """What of a split could not be read, as far as it was asked for."""
+
+    num_replaced: int = 0
+    """Samples that came in the place of others, each time that they did."""
+    faults: dict[str, str] = field(default_factory=dict)
+    """What is wrong with chunks, by number, and with images, by key."""
+
+    def note(self, name: str, fault: str, *, warning: str) -> None:
+        """Name something that is damaged, and warn of it once."""
+        if name not in self.faults:
+            self.faults[name] = fault
+            logger.warning(warning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +55,7 @@ class ReplacingReader(Generic[Parsed]):
         self, reader: ChunkReader[Parsed], samples_per_chunk: Ints, *, replaces: bool
     ) -> None:
         self.reader = reader
+        self.damage = Damage()
         self.replaced: dict[int, int] = {}
         """Corrupt chunks, and those whose samples came in their place."""
         self._counts = samples_per_chunk
@@ -75,7 +95,8 @@ class ReplacingReader(Generic[Parsed]):
         for corrupt, stand_in in self.replaced.items():
             if stand_in == error.chunk:
                 self.replaced[corrupt] = good
-        logger.warning("%s; the samples of chunk %d come in its place", error, good)
+        warning = f"{error}; the samples of chunk {good} come in its place"
+        self.damage.note(f"chunk {error.chunk}", str(error), warning=warning)
 
 
 def _group(values: Ints) -> dict[int, Ints]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from training.data.blocks import Blocks
 from training.data.chunks import ChunkReader
 from training.data.order import PHASES, Order, fold, run_key
-from training.data.replacement import ReplacingReader
+from training.data.replacement import Damage, ReplacingReader
 
 Ints = npt.NDArray[np.int64]
 
@@ -88,6 +88,11 @@ class TokenDataset:
         return self._reader.replaced
 
     @property
+    def damage(self) -> Damage:
+        """Chunks that are corrupt, and how often sequences of others came."""
+        return self._reader.damage
+
+    @property
     def rows_at_once(self) -> int:
         """Rows that are worth one `read`: a million tokens spread the cost of its few calls."""
         return max(1, (1 << 20) // (self.sequence_length + 1))
@@ -114,6 +119,7 @@ class TokenDataset:
 
     def _gather(self, epoch: Ints | None, chunk: Ints, index: Ints, positions: Ints) -> Sequences:
         found = self._reader.find(chunk, index)
+        self.damage.num_replaced += int((found.chunk != chunk).sum())
         firsts = self._phases(epoch, found.chunk) + found.index * self.sequence_length
         width = self.sequence_length + 1
         dtype = next(iter(found.chunks.values())).words.dtype

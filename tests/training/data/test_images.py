@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,8 +73,14 @@ def broken(tmp_path_factory):
 def opened(request):
     """Opens a dataset and closes it after the test."""
 
-    def open_dataset(path, *, workers=1, recipe=None, augment=EVERYTHING):
-        config = DataConfig(dataset_dir=path, num_lanes=4, window=3, num_loader_workers=workers)
+    def open_dataset(path, *, workers=1, recipe=None, augment=EVERYTHING, corrupt_chunks="stop"):
+        config = DataConfig(
+            dataset_dir=path,
+            num_lanes=4,
+            window=3,
+            num_loader_workers=workers,
+            corrupt_chunks=corrupt_chunks,
+        )
         dataset = open_images(
             config,
             load_manifest(path),
@@ -170,8 +177,23 @@ def test_a_bad_image_is_replaced_by_the_next_and_reported_once(broken, opened, c
     assert np.array_equal(images.pixels[row], images.pixels[row + 1])
     assert images.classes[row] == images.classes[row + 1]
     dataset.read_in_file_order(numbers)
-    assert list(dataset.bad_images) == [f"{BAD:04x}"]
+    assert list(dataset.damage.faults) == [f"image {BAD:04x}"]
+    assert dataset.damage.num_replaced == 2
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["image 0007"]
+
+
+def test_images_of_a_corrupt_chunk_count_once_each(broken, tmp_path, opened):
+    """The second chunk of five images, and the bad image elsewhere."""
+    folder = shutil.copytree(broken, tmp_path / "corrupt")
+    content = bytearray((folder / "train-000000.tar").read_bytes())
+    chunks = load_manifest(broken).splits["train"][0].chunks
+    content[chunks.start[1] + 1000] ^= 255
+    (folder / "train-000000.tar").write_bytes(content)
+    dataset = opened(str(folder), recipe=EVERYTHING.plain_recipe(SIZE), corrupt_chunks="replace")
+    dataset.read_in_file_order(np.arange(NUM_IMAGES))
+    assert chunks.samples[1] == 5
+    assert dataset.damage.num_replaced == 5 + 1
+    assert sorted(dataset.damage.faults) == ["chunk 1", f"image {BAD:04x}"]
 
 
 def test_a_dataset_of_bad_images_alone(tmp_path, opened):
