@@ -94,7 +94,10 @@ class Task:
 
     @torch.no_grad()
     def pictures(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
-        """Row by row: the image, what the model sees of it, what it makes of that."""
+        """Row by row: the image, what the model sees of it, what it makes of that.
+
+        Of normalised patches the model makes no mean and deviation: those of the image are shown.
+        """
         pixels = self.pixels(batch)
         predicted, hidden = _reconstruct(model, pixels, batch["noise"])
         _, mean, std = self._targets(pixels)
