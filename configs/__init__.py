@@ -7,6 +7,7 @@ allowed.
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,6 +89,8 @@ def _read_overrides(overrides: Sequence[str]) -> DictConfig:
     for override in overrides:
         if not re.match(r"[A-Za-z_][\w.]*=", override):
             raise ConfigError(f"'{override}' is no override; write key=value, as in seed=1")
+        if not override.isprintable() and re.search("[\ud800-\udfff]", override):
+            raise ConfigError(f"override {os.fsencode(override)!r}: not UTF-8")
     try:
         return OmegaConf.from_dotlist(list(overrides))
     except (yaml.YAMLError, OmegaConfBaseException) as error:

@@ -16,7 +16,7 @@ from pipeline.config import PipelineConfig
 from pipeline.runner import StageError, uses_local_runner
 from pipeline.space import full_disk_advice
 
-DOC = """Build a dataset of WebDataset tars from a text corpus.
+DOC = """Build a dataset of WebDataset tars from a corpus of text or images.
 
 A build that was killed is finished by the same command. Options that are not listed here go to
 Apache Beam, as --runner=FlinkRunner --flink_master=HOST:8081."""

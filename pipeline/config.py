@@ -14,6 +14,8 @@ from pipeline.tokenizer import Config as TokenizerConfig
 
 LOCAL = "file://"
 """A URL of this machine's own files, which is taken for the path in it."""
+MAX_WORKERS = 1024
+"""More than any machine has cores; Beam takes any number, and waits for it without end."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ class PipelineConfig:
                 f"dataset_dir: {self.dataset_dir} is a URL; a local folder is needed, copy the "
                 "finished dataset to where it is wanted"
             )
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers: {self.num_workers}; 0 or more are allowed")
+        if not 0 <= self.num_workers <= MAX_WORKERS:
+            raise ValueError(f"num_workers: {self.num_workers}; 0 to {MAX_WORKERS} are allowed")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction: {self.max_bad_fraction}; 0 to 1 are allowed")
 

@@ -6,9 +6,11 @@ on any machine.
 """
 
 import logging
+import os
 import posixpath
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import ModuleType
@@ -97,12 +99,14 @@ def list_files(path: Sequence[str], extensions: Sequence[str]) -> list[CorpusFil
 
     Raises:
         FileNotFoundError: an entry of `path` names nothing.
-        ValueError: an entry names things, but no file with one of the extensions.
+        ValueError: an entry names things, but no file with one of the extensions; or a file whose
+            name is not UTF-8.
     """
     found: dict[str, _Found] = {}
     for pattern in path:
         for entry in _expand(pattern, extensions):
             found.setdefault(entry.url, entry)
+    _check_names(found)
     return sorted(_name(list(found.values())), key=lambda file: file.source)
 
 
@@ -223,6 +227,16 @@ def _fixed_part(path: str) -> str:
     parts = path.split("/")
     magic = next(index for index, part in enumerate(parts) if has_magic(part))
     return "/".join(parts[:magic]) or ("/" if path.startswith("/") else "")
+
+
+def _check_names(urls: Iterable[str]) -> None:
+    """Names are stored as text; Python gives bytes that are none as lone surrogates."""
+    for url in urls:
+        if re.search("[\ud800-\udfff]", url):
+            raise ValueError(
+                f"{os.fsencode(url)!r}: a file name that is not UTF-8; rename the file, or name "
+                "others in corpus.path"
+            )
 
 
 def _name(found: list[_Found]) -> list[CorpusFile]:

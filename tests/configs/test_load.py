@@ -138,6 +138,7 @@ GOOD = ("target=a", "animal.name=lion")
         ([*GOOD, "animal.legs=x"], "animal.legs: Value 'x' of type 'str'"),
         ([*GOOD, "plant.legs=2"], "plant.kind: missing; name a module of zoo/"),
         (["nonsense"], "'nonsense' is no override; write key=value"),
+        (["name=w\udcff"], r"override b'name=w\xff': not UTF-8"),
         ([*GOOD, "rate=${nowhere}"], "rate: Interpolation key 'nowhere' not found"),
     ],
 )

@@ -168,10 +168,10 @@ def test_a_crash_of_a_decoder_is_lost_alone(corpus, tmp_path, built, monkeypatch
     (tmp_path / "fragile.py").write_text(
         "import os, signal\n"
         "from pipeline.images.process import process\n"
-        "def fragile(image, config, poison):\n"
+        "def fragile(image, config, *, look, poison):\n"
         "    if image == poison:\n"
         "        os.kill(os.getpid(), signal.SIGSEGV)\n"
-        "    return process(image, config)\n"
+        "    return process(image, config, look=look)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)

@@ -59,7 +59,8 @@ def test_what_decides_bytes(override):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["num_workers=-1"], "num_workers: -1; 0 or more"),
+        (["num_workers=-1"], "num_workers: -1; 0 to 1024 are allowed"),
+        (["num_workers=1025"], "num_workers: 1025; 0 to 1024 are allowed"),
         (["max_bad_fraction=2"], "max_bad_fraction: 2.0; 0 to 1"),
         (["shards.target_mib=0"], "shards.target_mib: 0.0; a number above 0"),
         (["shards.target_mib=inf"], "shards.target_mib: inf; a number above 0"),

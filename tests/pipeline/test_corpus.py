@@ -70,6 +70,13 @@ def test_file_with_glob_characters_in_its_name_is_itself(tmp_path):
     assert _sources(f"{tmp_path}/a[1].txt") == ["a[1].txt"]
 
 
+def test_a_name_that_is_not_utf8_is_told(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one")
+    (tmp_path / "b\udcff.txt").write_bytes(b"two")
+    with pytest.raises(ValueError, match=r"b\\xff.txt': a file name that is not UTF-8"):
+        list_files([str(tmp_path)], [".txt"])
+
+
 def test_named_file_may_have_any_extension(tree):
     assert _sources(f"{tree}/notes.md") == ["notes.md"]
 
