@@ -31,7 +31,7 @@ class TrainingConfig:
     num_steps: int
     """Optimizer steps of the whole run."""
     seed: int = 0
-    """Of initial weights, dropout and the order of data."""
+    """Of weights, dropout, masks and augmentations; the order of data has data.shuffle_seed."""
     resume: Literal["auto", "never", "required"] = "auto"
     """Continue from the last good checkpoint if there is one; never; or fail if there is none."""
     init_from: str = ""

@@ -13,13 +13,14 @@ from training.data.config import describe_order
 from training.engine import Engine
 
 SAME = (
+    "seed",
     "model",
     "task.name",
     "engine.precision",
     "optimizer.decay_embeddings",
     "optimizer.layer_decay",
 )
-"""Keys that decide what lies in a checkpoint's files: a run keeps them."""
+"""Keys that decide what lies in a checkpoint's files, and its random numbers: a run keeps them."""
 
 
 def resume(config: TrainingConfig, run_dir: Path, manifest: Manifest, engine: Engine) -> RunState:

@@ -196,6 +196,7 @@ def test_all_checkpoints_damaged_stops_and_keeps_the_history(train, copy, resume
 @pytest.mark.parametrize(
     ("override", "name"),
     [
+        ("seed=77", "seed"),
         ("model.d_model=32", "model.d_model"),
         ("engine.precision=bf16", "engine.precision"),
         ("optimizer.decay_embeddings=false", "optimizer.decay_embeddings"),
