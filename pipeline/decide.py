@@ -14,6 +14,7 @@ from pipeline.exclude import Excluded, read_excluded
 from pipeline.funnel import nothing_left, top_reasons
 from pipeline.plan import Histogram, ShardPlan, plan_shards
 from pipeline.portions import Placement, add_counts, read_record, without_excluded
+from pipeline.refused import RefusedError
 from pipeline.rejects import Tally, add_tallies
 from pipeline.split import (
     Candidates,
@@ -83,7 +84,7 @@ def decide(terms: Terms) -> Decision:
     """Sum the completion records of all portions and plan the shards.
 
     Raises:
-        ValueError: too many unreadable records, or no documents to train on.
+        RefusedError: too many unreadable records, or no documents to train on.
     """
     digest = hashlib.sha256(terms.config_hash.encode())
     sums = _Sums(np.zeros((2, 2**terms.placement.partition_bits), np.int64), no_candidates())
@@ -147,7 +148,7 @@ def _refuse_unreadable(sums: _Sums, terms: Terms) -> None:
     shares = num_bad / max(num_read, 1), lost / max(terms.corpus_bytes, 1)
     files = f" and {min(shares[1], 1):.2%} of the corpus bytes" if lost else ""
     needed = min(max(shares) + 0.0001, 1)
-    raise ValueError(
+    raise RefusedError(
         f"{num_bad:,} of {num_read:,} records ({shares[0]:.2%}){files} could not be read, "
         f"max_bad_fraction allows {allowed:.2%}: {top_reasons(bad)}. Mend the corpus, or allow "
         f"more with max_bad_fraction={needed:.4f}: what was read is kept"
@@ -157,18 +158,18 @@ def _refuse_unreadable(sums: _Sums, terms: Terms) -> None:
 def _refuse_empty(sums: _Sums, terms: Terms) -> None:
     train, validation = (bool(weights.any()) for weights in sums.histogram)
     if not (train or validation):
-        raise ValueError(nothing_left(sums.counts, sums.tallies))
+        raise RefusedError(nothing_left(sums.counts, sums.tallies))
     if not train:
         cure = (
             "narrow split.validation_paths"
             if terms.validation_paths
             else ("lower split.fraction or split.documents")
         )
-        raise ValueError(
+        raise RefusedError(
             f"the validation split takes all documents and leaves none to train on; {cure}"
         )
     if terms.validation_paths and not validation:
-        raise ValueError(
+        raise RefusedError(
             f"split.validation_paths: {', '.join(terms.validation_paths)} matches none of the "
             "documents that are left; name their files as rejects do, relative to corpus.path, "
             "and behind that images in them: data.tar/test/1.jpg"

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tokenizers import Tokenizer as HuggingFace
 
+from pipeline.refused import RefusedError
 from pipeline.tokenizer import describe_tokenizer, is_characters, parse_tokenizer, special_tokens
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
@@ -169,7 +170,7 @@ class _Characters:
         unknown = np.flatnonzero(ids < 0)
         if len(unknown):
             where = int(np.searchsorted(offsets, unknown[0], side="right")) - 1
-            raise ValueError(
+            raise RefusedError(
                 f"character {chr(codes[unknown[0]])!r} (U+{codes[unknown[0]]:04X}) is not in the "
                 f"tokenizer's vocabulary; found in the text {_excerpt(strings[where].as_py())}"
             )

@@ -23,6 +23,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from configs.redact import redact
+from pipeline.refused import RefusedError
 
 THREAD_VARIABLES = ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "POLARS_MAX_THREADS")
 GRACE_SECONDS = 10.0
@@ -66,6 +67,7 @@ def run_beam(construct: Callable[[beam.Pipeline], None], engine: Engine, error_l
 
     Raises:
         StageError: a stage failed; the traceback is in `error_log`.
+        RefusedError: a stage refused the corpus or the config.
     """
     options = PipelineOptions([f"--direct_num_workers={engine.num_workers}", *engine.flags])
     _export_path()
@@ -81,6 +83,9 @@ def run_beam(construct: Callable[[beam.Pipeline], None], engine: Engine, error_l
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
         if watch.interrupted or (isinstance(error, KeyboardInterrupt) and not watch.died):
             raise KeyboardInterrupt from None
+        name, message = innermost(error)
+        if name == RefusedError.__name__ and not watch.died:
+            raise RefusedError(message) from None
         watch.write_log(traceback.format_exc())
         raise StageError(DEATH if watch.died else one_line(error)) from None
 
@@ -178,16 +183,20 @@ def _one_thread_each(num_workers: int) -> Iterator[None]:
 
 def one_line(error: BaseException) -> str:
     """The innermost message of an error that came through Beam, with its stage."""
-    text = str(error)
-    where = _WHERE.findall(text)
-    found = _ERROR.findall(_WHERE.sub("", text))
-    name, message = found[-1] if found else (type(error).__name__, text)
-    if not found and isinstance(error, OSError | ValueError):
-        name = type(error).__name__
-    message = " ".join(_WHERE.sub("", message).split())
-    shown = message if name == "ValueError" else f"{name}: {message}"
+    name, message = innermost(error)
+    if name == "ValueError":
+        return message
+    where = _WHERE.findall(str(error))
     stage = where[-1].split("/")[0].split("-")[0] if where else ""
-    return f"{shown} (stage {stage})" if stage and name != "ValueError" else shown
+    return f"{name}: {message} (stage {stage})" if stage else f"{name}: {message}"
+
+
+def innermost(error: BaseException) -> tuple[str, str]:
+    """Class name and message of the first cause of an error that came through Beam, in one line."""
+    text = _WHERE.sub("", str(error))
+    found = _ERROR.findall(text)
+    name, message = found[-1] if found else (type(error).__name__, text)
+    return name, " ".join(message.split())
 
 
 def _runner(flags: Sequence[str]) -> str | None:

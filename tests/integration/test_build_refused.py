@@ -11,6 +11,7 @@ import pytest
 from pipeline.build import build
 from pipeline.lock import DatasetLock
 from pipeline.manifest import read_manifest
+from pipeline.refused import RefusedError
 from pipeline.runner import StageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +67,7 @@ def test_no_document_left(config, tmp_path):
             build(config(path, tmp_path / kind, f"tokenizer.kind={kind}"))
     loose = ["tokenizer.kind=characters", "quality.enabled=false", "split.documents=1"]
     loose += ["max_bad_fraction=1"]
-    with pytest.raises(StageError, match="takes all documents and leaves none to train on"):
+    with pytest.raises(RefusedError, match="takes all documents and leaves none to train on"):
         build(config(path, tmp_path / "dataset", *loose))
 
 
@@ -75,7 +76,7 @@ def test_no_document_left_with_a_tokenizer_given(config, built, tmp_path):
     path.write_text('{"text": "too short"}\n' * 3)
     given = ["tokenizer.kind=load", f"tokenizer.path={built / 'tokenizer.json'}"]
     expected = r"no documents are left .*quality 3 -> 0.*gopher_short_doc 3 \(first a.jsonl"
-    with pytest.raises(StageError, match=expected):
+    with pytest.raises(RefusedError, match=expected):
         build(config(path, tmp_path / "dataset", *given))
 
 
@@ -128,9 +129,11 @@ def test_an_error_in_a_worker_process_is_one_line(corpus, tmp_path):
     command = [sys.executable, "-m", "pipeline", str(path), "num_workers=2"]
     failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = [line for line in failed.stderr.splitlines() if " MB/s" not in line]
-    assert failed.returncode == 1
+    assert failed.returncode == 2
     assert len(lines) == 1
     assert lines[0].startswith("error: 31 of 451 records (6.87%) could not be read")
+    assert lines[0].endswith("max_bad_fraction=0.0688: what was read is kept")
+    assert not (tmp_path / "dataset" / ".work" / "error.log").exists()
 
 
 def config_yaml(corpus, dataset_dir):

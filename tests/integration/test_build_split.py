@@ -16,6 +16,7 @@ from configs import load
 from pipeline.build import build
 from pipeline.config import PipelineConfig, byte_config
 from pipeline.images.process import process
+from pipeline.refused import RefusedError
 from pipeline.runner import StageError
 from pipeline.verify import verify
 
@@ -125,7 +126,7 @@ def test_where_copies_are_kept_training_still_loses_those_of_validation(corpus, 
     ],
 )
 def test_globs_that_divide_nothing(corpus, tmp_path, path, message):
-    with pytest.raises(StageError, match=message):
+    with pytest.raises(RefusedError, match=message):
         make(corpus, tmp_path / "dataset", f"split.validation_paths=['{path}']")
 
 

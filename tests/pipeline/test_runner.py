@@ -6,6 +6,7 @@ from pathlib import Path
 import apache_beam as beam
 import pytest
 
+from pipeline.refused import RefusedError
 from pipeline.runner import Engine, StageError, one_line, run_beam, uses_local_runner
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,17 @@ def test_an_error_in_a_stage_is_its_message(tmp_path):
         run_beam(lambda p: p | beam.Create([1]) | "Fail" >> beam.Map(fails), ENGINE, log)
     assert str(raised.value) == "text.jsonl: no column 'txt' found: text"
     assert "in fails" in log.read_text()
+
+
+def refuses(_):
+    raise RefusedError("too many\n  of them")
+
+
+def test_what_a_stage_refuses_leaves_no_traceback(tmp_path):
+    log = tmp_path / "error.log"
+    with pytest.raises(RefusedError, match="^too many of them$"):
+        run_beam(lambda p: p | beam.Create([1]) | "Refuse" >> beam.Map(refuses), ENGINE, log)
+    assert not log.exists()
 
 
 def test_one_line_of_what_worker_processes_send():

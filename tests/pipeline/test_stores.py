@@ -17,7 +17,7 @@ from pipeline.build import build
 from pipeline.byte_range import lines
 from pipeline.config import PipelineConfig
 from pipeline.corpus import CorpusFile, list_files
-from pipeline.runner import StageError
+from pipeline.refused import RefusedError
 from pipeline.urls import StoreError, asking, read_url
 
 ROOT = Path(__file__).parents[2]
@@ -185,7 +185,7 @@ def test_a_dataset_does_not_hold_the_credentials_of_its_corpus(tmp_path):
             "split.fraction=0",
             "num_workers=1",
         ]
-        with pytest.raises(StageError, match="1 of 100 records"):
+        with pytest.raises(RefusedError, match="1 of 100 records"):
             build(load(PipelineConfig, None, [*overrides, "max_bad_fraction=0"]))
         assert contents_with(b"hush", tmp_path / "dataset") == []
         build(load(PipelineConfig, None, overrides))
