@@ -13,6 +13,7 @@ from training import checkpoint, distributed
 from training.activation_checkpointing import apply_activation_checkpointing
 from training.batch_size import accumulation_steps
 from training.checkpoint import RunState
+from training.compilation import compile_blocks
 from training.config import TrainingConfig
 from training.console import say
 from training.data.loader import EvaluationBatches, Loader
@@ -66,7 +67,13 @@ def build_engine(config: TrainingConfig, run: Run) -> Engine:
     if config.init_from:
         take_initial_weights(model, config)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())  # ZeRO-3 empties it
-    apply_activation_checkpointing(model.blocks, config.engine.activation_checkpointing)
+    apply_activation_checkpointing(
+        model.blocks,
+        config.engine.activation_checkpointing,
+        every_n=config.engine.activation_checkpointing_every_n,
+    )
+    if config.engine.compile == "blocks":
+        compile_blocks(model.blocks)
     engine = Engine(
         Objective(model, run.task),
         build_optimizer(model, config.optimizer),

@@ -10,6 +10,8 @@ wrappers take an optimizer step with zero gradients at the start and accumulate 
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from training.activation_checkpointing import Mode
+
 NEVER = 10**9
 
 
@@ -22,8 +24,16 @@ class Config:
     """
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Of forward and backward; master weights, moments and accumulation are fp32 always."""
-    activation_checkpointing: Literal["none", "full"] = "none"
-    """`full` keeps only the input of each block and computes the rest again in the backward pass.
+    activation_checkpointing: Mode = "none"
+    """What is kept of each block for the backward pass, where the rest is computed again: `none`
+    keeps all, `full` its input, `every_n` of each n-th block its input, `selective` its input,
+    matrix products and attention, `offload` its input, in the memory of the host.
+    """
+    activation_checkpointing_every_n: int = 2
+    """n of activation_checkpointing=every_n; 1 is `full`."""
+    compile: Literal["none", "blocks", "deepcompile"] = "none"
+    """`blocks` compiles each block by torch.compile, at ZeRO stages 0 to 2; `deepcompile` compiles
+    the whole model with its communication by DeepSpeed, at stage 3 on GPUs.
     """
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global L2 norm; 0 leaves them as they are."""
@@ -49,8 +59,14 @@ class Config:
             raise ValueError(
                 f"max_skips_in_a_row must be 0 or more, found {self.max_skips_in_a_row}"
             )
-        if self.bucket_elements < 1:
-            raise ValueError(f"bucket_elements must be at least 1, found {self.bucket_elements}")
+        for name in ("bucket_elements", "activation_checkpointing_every_n"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if (self.compile == "blocks") == (self.zero_stage == 3) and self.compile != "none":
+            raise ValueError(
+                f"compile={self.compile} does not go with zero_stage={self.zero_stage}: blocks are "
+                "compiled at stages 0 to 2; at stage 3, whose weights come and go, deepcompile is"
+            )
 
 
 def build_deepspeed_config(
@@ -73,6 +89,7 @@ def build_deepspeed_config(
         "wall_clock_breakdown": False,
         "zero_allow_untested_optimizer": True,
         "zero_optimization": _zero(config, num_parameters, overlap=overlap),
+        **({"compile": {"deepcompile": True}} if config.compile == "deepcompile" else {}),
         **_precision(config),
     }
 

@@ -74,7 +74,7 @@ class Engine:
         self.faults: list[Exception] = []
         """Of the checkpoint that is being written."""
         self.device = torch.device(get_accelerator().current_device_name())
-        _check_precision(config)
+        _check_device(config)
         settings = build_deepspeed_config(
             config,
             micro_batch_size=micro_batch_size,
@@ -88,6 +88,8 @@ class Engine:
             self.deepspeed, *_ = deepspeed.initialize(
                 model=objective, optimizer=optimizer, config=settings, dist_init_required=False
             )
+        if config.compile == "deepcompile":
+            self.deepspeed.compile()
         if config.zero_stage == 0 and distributed.world_size() == 1:
             # One rank has nothing to sum up; DeepSpeed would copy all gradients there and back.
             self.deepspeed.enable_backward_allreduce = False
@@ -365,7 +367,13 @@ def _has_finite_square(norm: torch.Tensor) -> torch.Tensor:
     return norm.float().square().isfinite()
 
 
-def _check_precision(config: Config) -> None:
+def _check_device(config: Config) -> None:
+    """Refuse what the device cannot do."""
+    if config.compile == "deepcompile" and get_accelerator().device_name() != "cuda":
+        raise ValueError(
+            f"engine.compile=deepcompile needs a GPU, found {get_accelerator().device_name()}; "
+            "use none, or blocks at ZeRO stages 0 to 2"
+        )
     if config.precision != "fp16" or config.zero_stage == 0:
         return
     if not get_accelerator().is_fp16_supported():

@@ -100,7 +100,7 @@ def cases_of_two_ranks(stage):
         found[f"reduce {in_fp32} zero{stage}"] = partial(reduce, stage, in_fp32)
     for limit in (0.0, 0.5):
         found[f"clip {limit} zero{stage}"] = partial(clip, stage, limit)
-    for mode in ("none", "full"):
+    for mode in ("none", "full", "every_n", "selective", "offload"):
         found[f"blocks {mode} zero{stage}"] = partial(
             train, stage, activation_checkpointing=mode, dropout=0.2
         )

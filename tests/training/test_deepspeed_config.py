@@ -118,8 +118,25 @@ def test_the_loss_scale_is_dynamic_and_ours():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("max_grad_norm", -1.0), ("bucket_elements", 0), ("max_skips_in_a_row", -1)]
+    ("name", "value"),
+    [
+        ("max_grad_norm", -1.0),
+        ("bucket_elements", 0),
+        ("max_skips_in_a_row", -1),
+        ("activation_checkpointing_every_n", 0),
+    ],
 )
 def test_numbers_without_a_meaning(name, value):
     with pytest.raises(ValueError, match=f"{name} must be .* found {value}"):
         Config(**{name: value})
+
+
+@pytest.mark.parametrize(("mode", "stages"), [("blocks", {0, 1, 2}), ("deepcompile", {3})])
+def test_compilation_and_zero_stages(mode, stages):
+    for stage in range(4):
+        if stage in stages:
+            section = build(stage, "bf16", compile=mode).get("compile")
+            assert section == ({"deepcompile": True} if mode == "deepcompile" else None)
+        else:
+            with pytest.raises(ValueError, match=f"compile={mode} does not go with zero_stage"):
+                Config(zero_stage=stage, compile=mode)

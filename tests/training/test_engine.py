@@ -147,9 +147,10 @@ def test_fp16_is_refused_where_the_device_does_not_compute_it(cases):
         assert message.startswith("engine.precision=fp16: this device computes no fp16; use bf16")
 
 
+@pytest.mark.parametrize("mode", ["full", "every_n", "selective", "offload"])
 @every_stage
-def test_activation_checkpointing_changes_no_number(two_ranks, stage):
-    kept, computed = (two_ranks[f"blocks {mode} zero{stage}"] for mode in ("none", "full"))
+def test_activation_checkpointing_changes_no_number(two_ranks, stage, mode):
+    kept, computed = (two_ranks[f"blocks {each} zero{stage}"] for each in ("none", mode))
     assert computed["losses"] == kept["losses"]  # with dropout: the same random numbers again
     assert computed["norms"] == kept["norms"]
     assert_equal_weights(computed["weights"], kept["weights"])
