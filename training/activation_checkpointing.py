@@ -6,6 +6,7 @@ under `torch.utils.checkpoint`. One class serves all blocks of a kind, so that t
 compiles them once, not once each.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, ClassVar, Literal, cast
@@ -16,6 +17,8 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     SelectiveCheckpointContext,
+    _CachedTorchDispatchMode,
+    _CachingTorchDispatchMode,
     checkpoint,
     create_selective_checkpoint_contexts,
 )
@@ -78,7 +81,8 @@ class _Selective(nn.Module):
     inner: ClassVar[Forward]
 
     def forward(self, x: Tensor, *shared: Any) -> Tensor:
-        contexts = partial(create_selective_checkpoint_contexts, _keep)
+        compiling = torch.compiler.is_compiling()  # it knows torch's own contexts alone
+        contexts = _compiled_contexts if compiling else _contexts
         run = checkpoint(
             lambda x: self.inner(x, *shared), x, use_reentrant=False, context_fn=contexts
         )
@@ -112,6 +116,34 @@ _RUN: dict[str, type[nn.Module]] = {
 }
 
 
+def _contexts() -> tuple[_CachingTorchDispatchMode, _CachedTorchDispatchMode]:
+    """For the forward pass and for the second one, in which the kept results are taken."""
+    storage: dict[Any, dict[int, Any]] = defaultdict(dict)
+    return _Keeping(_keep, storage), _Kept(_keep, storage)
+
+
+class _KeptAlone:
+    """Looks at the operators that are kept, and lets the others pass.
+
+    Torch's own modes count every operator and refuse a second forward that has others, as it has
+    under ZeRO stage 3, whose hooks gather weights or find them there.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in KEPT_BY_SELECTIVE:
+            return func(*args, **kwargs or {})
+        mode: Any = super()
+        return mode.__torch_dispatch__(func, types, args, kwargs)
+
+
+class _Keeping(_KeptAlone, _CachingTorchDispatchMode):  # type: ignore[no-untyped-call]
+    pass
+
+
+class _Kept(_KeptAlone, _CachedTorchDispatchMode):  # type: ignore[no-untyped-call]
+    pass
+
+
 def _keep(
     context: SelectiveCheckpointContext, operator: Any, *inputs: Any, **settings: Any
 ) -> CheckpointPolicy:
@@ -119,3 +151,6 @@ def _keep(
     if operator in KEPT_BY_SELECTIVE:
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_compiled_contexts = partial(create_selective_checkpoint_contexts, _keep)

@@ -110,6 +110,8 @@ def _zero(config: Config, num_parameters: int, *, overlap: bool) -> dict[str, An
         # The default 1e9 keeps a model below a billion parameters gathered and saves nothing.
         section["stage3_max_live_parameters"] = max(1, num_parameters // 4)
         section["stage3_max_reuse_distance"] = max(1, num_parameters // 4)
+        # Its linear layer adds the bias in place to a product that `selective` has kept.
+        section["memory_efficient_linear"] = config.activation_checkpointing != "selective"
     return section
 
 

@@ -19,6 +19,7 @@ from engine_line import (
     overflow,
     poison,
     reduce,
+    restore_linear,
     skipped_average,
     weights,
     with_fp16,
@@ -142,15 +143,16 @@ def build(
     *,
     precision="fp32",
     micro_batch_size=2,
-    activation_checkpointing="none",
     dropout=0.0,
     seed=0,
     layer_decay=1.0,
     ema_decay=0.0,
+    **settings,
 ):
+    restore_linear()
+    config = Config(zero_stage=stage, precision=precision, max_grad_norm=CLIP, **settings)
     model = build_model(dropout=dropout, seed=seed)
-    apply_activation_checkpointing(model.blocks, activation_checkpointing)
-    config = Config(zero_stage=stage, precision=precision, max_grad_norm=CLIP)
+    apply_activation_checkpointing(model.blocks, config.activation_checkpointing, every_n=2)
     torch.manual_seed(seed + 1 + distributed.rank())
     return engines.Engine(
         Objective(model, build_task()),

@@ -14,7 +14,16 @@ COMBINATIONS = list(itertools.product((0, 1, 2, 3), ("fp32", "bf16", "fp16")))
 GOLDENS = {
     f"zero{stage}-{precision}": {"stage": stage, "precision": precision}
     for stage, precision in COMBINATIONS
-} | {"zero2-bf16-reduced-in-bf16": {"stage": 2, "precision": "bf16", "reduce_in_fp32": False}}
+} | {
+    "zero3-bf16-selective": {
+        "stage": 3,
+        "precision": "bf16",
+        "activation_checkpointing": "selective",
+    },
+    "zero2-bf16-compiled": {"stage": 2, "precision": "bf16", "compile": "blocks"},
+    "zero3-bf16-deepcompile": {"stage": 3, "precision": "bf16", "compile": "deepcompile"},
+    "zero2-bf16-reduced-in-bf16": {"stage": 2, "precision": "bf16", "reduce_in_fp32": False},
+}
 REMOVED_KEYS = {
     *("nebula", "compression_training", "amp", "quantize_training", "sparse_gradients"),
     *("eigenvalue", "sparse_attention", "elasticity", "graph_harvesting"),
