@@ -127,7 +127,7 @@ def test_a_probe_of_any_task(train, tmp_path, zero_stage, scalars):
     for model, task in ((VIT, "image_classification"), (MAE, "masked_autoencoding")):
         probe = {"every_steps": 6, "num_neighbours": 5, "max_samples": 15}
         engine = {"zero_stage": zero_stage, "precision": "fp32"}
-        answer = train(model, task, probe=probe, engine=engine, name=task)
+        answer = train(model, task, probe=probe, engine=engine, ema={"decay": 0.9}, name=task)
         assert answer["code"] == 0, answer
         folder = tmp_path / task
         assert rows(folder, "probe.jsonl") == [
@@ -135,7 +135,9 @@ def test_a_probe_of_any_task(train, tmp_path, zero_stage, scalars):
             for step in (0, 6, 12)
         ]
         assert scalars(folder)["probe/linear_top1"] == [(0, 1.0), (6, 1.0), (12, 1.0)]
+        assert [row["step"] for row in rows(folder, "probe_ema.jsonl")] == [6, 12]
         assert "probe at step 12: nearest neighbours 100.00%" in answer["stdout"]
+        assert "probe of averaged weights at step 12: nearest neighbours 100" in answer["stdout"]
         losses = [row["loss"] for row in rows(folder, "metrics.jsonl")]
         assert train(model, task, engine=engine, name="plain")["code"] == 0
         plain = [row["loss"] for row in rows(tmp_path / "plain", "metrics.jsonl")]

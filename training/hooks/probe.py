@@ -3,6 +3,7 @@
 It shows what a model without a classifier, as a masked autoencoder, has learned.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,10 +64,12 @@ class ProbeHook(Hook):
         *,
         embed: Callable[[MicroBatch], Tensor],
         run_dir: Path,
+        averaged: bool = False,
     ) -> None:
         """Batches are this rank's, with `classes` and `weights` (B); `embed` gives vectors (B, D).
 
-        Rows of weight 0 or without a class, which is -1, are left out.
+        Rows of weight 0 or without a class, which is -1, are left out. Where `averaged`, the model
+        has the average of its weights, and the log another name.
         """
         self.engine = engine
         self.train = train
@@ -75,13 +78,18 @@ class ProbeHook(Hook):
         self.config = config
         self.every_n_steps = config.every_steps
         self.embed = embed
-        self.log = StepLog(run_dir / "probe.jsonl")
+        self.averaged = averaged
+        self.group = "probe_ema" if averaged else "probe"
+        self.log = StepLog(run_dir / f"{self.group}.jsonl")
 
     def on_start(self, state: RunState) -> None:
-        """Drop the rows behind the checkpoint that the run continues from, or probe a new model."""
+        """Drop the rows behind the checkpoint that the run continues from, or probe a new model.
+
+        The average of a new model is its weights, which the other hook probes.
+        """
         if distributed.is_rank_zero():
             self.log.cut_behind(state.step)
-        if state.step == 0:
+        if state.step == 0 and not self.averaged:
             self._probe(0)
 
     def on_step(self, info: StepInfo) -> None:
@@ -95,8 +103,9 @@ class ProbeHook(Hook):
     def _probe(self, step: int) -> None:
         """Features on all ranks, the rest on the first."""
         started = time.perf_counter()
-        known, classes = self._features(self.train)
-        features, expected = self._features(self.validation)
+        with self.engine.averaged() if self.averaged else contextlib.nullcontext():
+            known, classes = self._features(self.train)
+            features, expected = self._features(self.validation)
         if not distributed.is_rank_zero():
             return
         if not (len(known) and len(features) and torch.cat((known, features)).isfinite().all()):
@@ -105,12 +114,12 @@ class ProbeHook(Hook):
         shares = self._shares_right(known, classes, features, expected)
         self.log.append([{"step": step, **shares, "num_samples": len(features)}])
         if self.events is not None:
-            self.events.add_scalars({f"probe/{name}": shares[name] for name in shares}, step)
+            self.events.add_scalars({f"{self.group}/{name}": shares[name] for name in shares}, step)
             self.events.flush()
         say(
-            f"probe at step {step}: nearest neighbours {shares['neighbours_top1']:.2%}, linear "
-            f"{shares['linear_top1']:.2%} of {len(features):,} images, by {len(known):,} in "
-            f"{time.perf_counter() - started:.1f} s"
+            f"probe {'of averaged weights ' if self.averaged else ''}at step {step}: nearest "
+            f"neighbours {shares['neighbours_top1']:.2%}, linear {shares['linear_top1']:.2%} of "
+            f"{len(features):,} images, by {len(known):,} in {time.perf_counter() - started:.1f} s"
         )
 
     def _shares_right(

@@ -81,7 +81,7 @@ def build_hooks(
     if config.attention.every_steps:
         hooks.append(_build_attention(config, manifest, task, engine, events))
     if config.probe.every_steps:
-        hooks.append(_build_probe(config, manifest, task, engine, events))
+        hooks += _build_probes(config, manifest, task, engine, events)
     return hooks
 
 
@@ -112,26 +112,35 @@ def _build_attention(
     return build_attention_hook(engine, look, batch, events, config.attention)
 
 
-def _build_probe(
+def _build_probes(
     config: ImageTrainingConfig,
     manifest: Manifest,
     task: Any,
     engine: Engine,
     events: EventFile | None,
-) -> ProbeHook:
+) -> list[ProbeHook]:
+    """Of the weights and, if there is one, of their average."""
+
     def embed(batch: MicroBatch) -> Tensor:
         vectors: Tensor = engine.module.embed(task.pixels(batch))  # type: ignore[operator]
         return vectors
 
-    return ProbeHook(
-        engine,
-        _plain_batches(config, manifest, "train"),
-        _plain_batches(config, manifest, "validation"),
-        events,
-        config.probe,
-        embed=embed,
-        run_dir=Path(config.run_dir),
+    train, validation = (
+        _plain_batches(config, manifest, split) for split in ("train", "validation")
     )
+    return [
+        ProbeHook(
+            engine,
+            train,
+            validation,
+            events,
+            config.probe,
+            embed=embed,
+            run_dir=Path(config.run_dir),
+            averaged=averaged,
+        )
+        for averaged in ([False, True] if config.ema.decay else [False])
+    ]
 
 
 def _first_images(config: ImageTrainingConfig, manifest: Manifest, number: int) -> Images:

@@ -1,5 +1,7 @@
 """The probe's hook: rows, lines, what it leaves out, the same on two ranks as on one."""
 
+import contextlib
+
 import pytest
 import torch
 
@@ -13,6 +15,13 @@ class FakeEngine:
 
     def __init__(self):
         self.deepspeed = torch.nn.Linear(1, 1)
+        self.is_averaged = False
+
+    @contextlib.contextmanager
+    def averaged(self):
+        self.is_averaged = True
+        yield
+        self.is_averaged = False
 
     def to_device(self, batch):
         return batch
@@ -35,15 +44,20 @@ def batches(seed, *, number=64, micro_batch_size=8, distance=8.0):
 
 @pytest.fixture
 def build(tmp_path):
-    def hook_of(train, validation, events=None, **changes):
+    def hook_of(train, validation, events=None, *, averaged=False, **changes):
+        engine = FakeEngine()
         return ProbeHook(
-            FakeEngine(),
+            engine,
             train,
             validation,
             events,
             Config(every_steps=2, **changes),
-            embed=lambda batch: batch["pixels"],
+            # the average tells nothing, the weights tell pixels
+            embed=lambda batch: (
+                torch.zeros_like(batch["pixels"]) if engine.is_averaged else batch["pixels"]
+            ),
             run_dir=tmp_path,
+            averaged=averaged,
         )
 
     return hook_of
@@ -64,6 +78,26 @@ def test_rows_lines_and_tensorboard(build, info_of, scalars, tmp_path, capsys):
         "probe at step 2: nearest neighbours 100.00%, linear 100.00% of 60 images, by 60 in "
     )
     assert hook.engine.deepspeed.training
+
+
+def test_the_average_of_the_weights(build, info_of, state_of, scalars, tmp_path, capsys):
+    """Other features, under other names; a new run's average is not probed."""
+    train, validation = batches(0), batches(1)
+    hook = build(train, validation, EventFile(tmp_path, first_step=1), averaged=True)
+    hook.on_start(state_of(0))
+    hook.on_step(info_of(2))
+    classes = torch.cat([batch["classes"] for batch in validation])[:-4]
+    (row,) = hook.log.rows()
+    assert row["num_samples"] == 60
+    shares = [(classes == n).double().mean().item() for n in range(4)]
+    assert row["neighbours_top1"] in shares and row["linear_top1"] in shares  # one class for all
+    assert hook.log.path.name == "probe_ema.jsonl"
+    assert scalars(tmp_path) == {
+        f"probe_ema/{name}": [(2, pytest.approx(row[name]))]
+        for name in ("neighbours_top1", "linear_top1")
+    }
+    assert capsys.readouterr().out.startswith("probe of averaged weights at step 2: nearest ")
+    assert not hook.engine.is_averaged
 
 
 def test_images_without_a_class_are_left_out(build, info_of):
