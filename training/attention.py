@@ -64,7 +64,7 @@ def _of_text(
     numbers = encode_prompt(codec, arguments.prompt, context=config.data.sequence_length)
     tokens = torch.tensor([numbers], device=next(trained.model.parameters()).device)  # (1, T)
     names = codec.names(numbers)
-    return look_at_text(trained.model, tokens, names, with_rollout=arguments.rollout)
+    return look_at_text(trained.model, {"tokens": tokens}, names, with_rollout=arguments.rollout)
 
 
 def _parser() -> argparse.ArgumentParser:

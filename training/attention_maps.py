@@ -5,7 +5,8 @@ Weights are (layers, heads, T, T), each row what one position takes from the oth
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,10 +55,15 @@ def look_at_image(
 
 
 def look_at_text(
-    model: nn.Module, tokens: Tensor, names: Sequence[str], *, with_rollout: bool
+    model: nn.Module, batch: Mapping[str, Tensor], names: Sequence[str], *, with_rollout: bool
 ) -> dict[str, Tensor]:
-    """What a model looks at in tokens (1, T) of these names."""
-    weights = attend(model, model.features, tokens)  # type: ignore[arg-type]
+    """What a model looks at in `tokens` (1, T) of these names.
+
+    Where the batch has their `positions` and `documents` (1, T), it looks inside documents alone.
+    """
+    compute: Callable[..., Tensor] = model.features  # type: ignore[assignment]
+    layout = {"positions": batch.get("positions"), "documents": batch.get("documents")}
+    weights = attend(model, partial(compute, **layout), batch["tokens"])
     return pictures_of_text(weights, names, with_rollout=with_rollout)
 
 

@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from pipeline.manifest import Manifest
 from training.attention_maps import (
     CELL,
     GAP,
@@ -13,15 +15,19 @@ from training.attention_maps import (
     draw_over_image,
     draw_over_tokens,
     heat_colours,
+    look_at_text,
     over_patches,
     pictures_of_image,
     pictures_of_text,
     rollout,
     tile,
 )
+from training.data.tokens import Sequences
+from training.kinds import text
 from training.layers import attention
 from training.layers.attention import Attention, Heads, capture_attention
 from training.models import transformer, vit
+from training.tasks import causal_lm
 
 DECODER = transformer.Config(
     vocab_size=32, d_model=32, num_layers=3, num_heads=4, max_positions=16, positions="rotary"
@@ -162,6 +168,52 @@ def test_a_grid():
     assert torch.equal(grid[:3, 5 + GAP :], pictures[1])
     assert torch.equal(grid[3 + GAP :, :5], pictures[2])
     assert (grid[3:, 5:] == 255).all()
+
+
+def test_a_text_is_looked_at_inside_its_documents():
+    """Where the batch tells them; weights of another document are nothing, not merely little."""
+    model, names = decoder(), [str(n) for n in range(11)]
+    documents = torch.tensor([[0] * 4 + [1] * 7])
+    positions = torch.tensor([[*range(4), *range(7)]])
+    batch = {"tokens": tokens()[:1], "positions": positions, "documents": documents}
+    masked = look_at_text(model, batch, names, with_rollout=True)
+    halves = [
+        attend(model, model.features, batch["tokens"][:, part]) for part in (slice(4), slice(4, 11))
+    ]
+    whole = torch.zeros(3, 4, 11, 11)
+    whole[..., :4, :4], whole[..., 4:, 4:] = halves
+    expected = pictures_of_text(whole, names, with_rollout=True)
+    plain = look_at_text(model, {"tokens": batch["tokens"]}, names, with_rollout=True)
+    assert masked.keys() == expected.keys()
+    for name, picture in expected.items():
+        assert (masked[name].int() - picture.int()).abs().max() <= 1, name
+        assert not torch.equal(plain[name], masked[name]), name
+
+
+@pytest.mark.parametrize("mask_documents", [True, False])
+def test_what_a_text_run_shows_is_what_its_task_sees(monkeypatch, mask_documents):
+    """Of a validation sequence of 60 tokens the first 48, with a document that starts at 10."""
+
+    class Split:
+        def read_in_file_order(self, numbers):
+            rows, starts = np.arange(61)[None] % 30, [np.array([10, 55])]
+            return Sequences(rows, starts, positions=numbers, weights=np.ones(1, np.bool_))
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr("training.kinds.text.open_split", lambda *_, split: Split())
+    task = causal_lm.Task(
+        causal_lm.Config(mask_documents=mask_documents), vocab_size=32, end_of_document=0
+    )
+    manifest = Manifest(kind="text", splits={"validation": ("shard",)}, config={}, libraries={})
+    batch = text._first_tokens(None, manifest, task)
+    assert torch.equal(batch["tokens"], torch.arange(48)[None] % 30)
+    if mask_documents:  # the token in front of a document is, as an input, its first
+        assert batch["documents"].tolist() == [[0] * 9 + [1] * 39]
+        assert batch["positions"].tolist() == [[*range(9), *range(39)]]
+    else:
+        assert batch.keys() == {"tokens", "targets"}
 
 
 def test_pictures_by_name():

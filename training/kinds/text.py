@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from pipeline.manifest import Manifest
@@ -78,21 +77,23 @@ def build_hooks(
         context = config.data.sequence_length
         hooks.append(SamplesHook(engine, codec, events, config.samples, context=context))
     if config.attention.every_steps:
-        batch = _first_tokens(config, manifest)
+        batch = _first_tokens(config, manifest, task)
         names = codec.names(batch["tokens"][0].tolist())
 
         def look(model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
-            return look_at_text(model, batch["tokens"], names, with_rollout=True)
+            return look_at_text(model, batch, names, with_rollout=True)
 
         hooks.append(build_attention_hook(engine, look, batch, events, config.attention))
     return hooks
 
 
-def _first_tokens(config: TextTrainingConfig, manifest: Manifest) -> MicroBatch:
-    """Of the validation split, or, where there is none, of that of training: (1, T)."""
+def _first_tokens(config: TextTrainingConfig, manifest: Manifest, task: Any) -> MicroBatch:
+    """Of the validation split, or, where there is none, of that of training: (1, T).
+
+    As the task sees them: where it masks documents, with their positions and documents.
+    """
     split = "validation" if manifest.splits.get("validation") else "train"
     sequences = open_split(config, manifest, split=split)
-    tokens = sequences.read_in_file_order(np.arange(1)).tokens.astype(np.int64)
+    batch: MicroBatch = task.collate(sequences.read_in_file_order(np.arange(1)))
     sequences.close()
-    shown = min(TOKENS_SHOWN, config.data.sequence_length)
-    return {"tokens": torch.from_numpy(tokens[:, :shown])}
+    return {name: tensor[:, :TOKENS_SHOWN] for name, tensor in batch.items()}
