@@ -9,22 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-import PIL.Image
-import PIL.ImageDraw
-import PIL.ImageFont
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from training.layers.attention import capture_attention
+from training.lettering import LINE, entitle, label
+from training.pictures import enlarge
 
 HEAT = torch.tensor([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]])
 """Colours from nothing to the most: five of matplotlib's magma."""
 LEAST_SIDE = 224
 """Of a picture of an image, pixels: smaller ones are enlarged."""
-CELL = 14
-"""Side of a token's square, pixels."""
 GAP = 4
 """Between the pictures of a grid, pixels."""
 
@@ -119,7 +115,7 @@ def over_patches(weights: Tensor, grid: tuple[int, int], *, of_class_token: bool
 
 def draw_over_image(heat: Tensor, image: Tensor) -> Tensor:
     """A map (rows, columns), brightest at its maximum, over a picture (Y, X, 3)."""
-    image = enlarge(image)
+    image = enlarge(image, least_side=LEAST_SIDE)
     size = (image.shape[0], image.shape[1])
     smooth = F.interpolate(heat[None, None].float(), size=size, mode="bilinear")[0, 0]
     share = (smooth / smooth.max().clamp(min=1e-12))[..., None]
@@ -132,12 +128,9 @@ def draw_over_tokens(weights: Tensor, tokens: Sequence[str]) -> Tensor:
     """Weights (T, T) as squares: what the token of a row takes from that of a column."""
     share = weights.float() / weights.max().clamp(min=1e-12)
     squares = heat_colours(share).round().to(torch.uint8)
-    squares = squares.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)
-    left = _names(tokens, at_end=True)
-    above = _names(tokens, at_end=False).rot90()  # (margin, T CELL, 3), read upwards
-    corner = squares.new_full((above.shape[0], left.shape[1], 3), 255)
-    rows = [torch.cat((corner, above), dim=1), torch.cat((left, squares), dim=1)]
-    return torch.cat(rows)
+    squares = squares.repeat_interleave(LINE, 0).repeat_interleave(LINE, 1)
+    shown = [repr(token)[1:-1].replace(" ", "\u00b7") for token in tokens]
+    return label(squares, rows=shown, columns=shown)
 
 
 def heat_colours(share: Tensor) -> Tensor:
@@ -149,42 +142,24 @@ def heat_colours(share: Tensor) -> Tensor:
 
 
 def tile(pictures: Sequence[Tensor]) -> Tensor:
-    """Pictures of one size in rows, about as many as columns, on white."""
+    """Pictures in rows, about as many as columns, on white."""
     num_columns = math.ceil(len(pictures) ** 0.5)
-    height, width, _ = pictures[0].shape
+    height, width = (max(picture.shape[side] for picture in pictures) for side in (0, 1))
     num_rows = -(-len(pictures) // num_columns)
     canvas = pictures[0].new_full(
         (num_rows * (height + GAP) - GAP, num_columns * (width + GAP) - GAP, 3), 255
     )
     for number, picture in enumerate(pictures):
         y, x = (number // num_columns) * (height + GAP), (number % num_columns) * (width + GAP)
-        canvas[y : y + height, x : x + width] = picture
+        canvas[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
     return canvas
-
-
-def enlarge(image: Tensor) -> Tensor:
-    """A picture (Y, X, 3) at a whole multiple of its size, at least `LEAST_SIDE` wide and high."""
-    scale = -(-LEAST_SIDE // min(image.shape[:2]))
-    return image.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
 
 
 def _of_heads(layers: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
     pictures: dict[str, Tensor] = {}
     for layer, heads in enumerate(layers, 1):
-        pictures[f"layer-{layer:02d}"] = tile(heads)
+        titled = [entitle(picture, f"head {head}") for head, picture in enumerate(heads, 1)]
+        pictures[f"layer-{layer:02d}"] = tile(titled)
         for head, picture in enumerate(heads, 1):
             pictures[f"layer-{layer:02d}-head-{head:02d}"] = picture
     return pictures
-
-
-def _names(tokens: Sequence[str], *, at_end: bool) -> Tensor:
-    """Tokens below one another (T CELL, margin, 3), flush left or right."""
-    shown = [repr(token)[1:-1].replace(" ", "\u00b7") for token in tokens]
-    font = PIL.ImageFont.load_default(size=10)
-    margin = max(int(font.getlength(name)) for name in shown) + 2 * GAP
-    canvas = PIL.Image.new("RGB", (margin, len(shown) * CELL), "white")
-    pen = PIL.ImageDraw.Draw(canvas)
-    for number, name in enumerate(shown):
-        x = margin - GAP - font.getlength(name) if at_end else GAP
-        pen.text((x, number * CELL + 1), name, fill="black", font=font)
-    return torch.from_numpy(np.array(canvas))

@@ -64,7 +64,7 @@ def test_pictures_of_an_image(cli, image_run_dir, image, tmp_path):
     with PIL.Image.open(out / "layer-01-head-02.png") as picture:
         assert (picture.mode, picture.size) == ("RGB", (224, 224))
     with PIL.Image.open(out / "layer-01.png") as picture:
-        assert picture.size == (2 * 224 + 4, 224)
+        assert picture.size == (2 * 224 + 4, 14 + 224)  # under their titles
 
 
 def test_mistakes_of_a_run_on_images(cli, image_run_dir, image, tmp_path):

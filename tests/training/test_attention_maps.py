@@ -9,7 +9,6 @@ from torch.nn import functional as F  # noqa: N812
 
 from pipeline.manifest import Manifest
 from training.attention_maps import (
-    CELL,
     GAP,
     attend,
     draw_over_image,
@@ -26,6 +25,7 @@ from training.data.tokens import Sequences
 from training.kinds import text
 from training.layers import attention
 from training.layers.attention import Attention, Heads, capture_attention
+from training.lettering import LINE, entitle
 from training.models import transformer, vit
 from training.tasks import causal_lm
 
@@ -153,11 +153,11 @@ def test_the_brightest_place_is_the_patch_that_is_looked_at():
 def test_squares_of_tokens():
     weights = torch.tensor([[1.0, 0.0], [0.25, 0.5]])
     picture = draw_over_tokens(weights, ["a", " bcd"])
-    squares = picture[-2 * CELL :, -2 * CELL :].reshape(2, CELL, 2, CELL, 3)
+    squares = picture[-2 * LINE :, -2 * LINE :].reshape(2, LINE, 2, LINE, 3)
     expected = heat_colours(weights).round().to(torch.uint8)
     assert torch.equal(squares, expected[:, None, :, None].expand_as(squares))
-    names = picture[-2 * CELL :, : -2 * CELL].float()
-    dark = [(255 - names[CELL * row : CELL * (row + 1)]).sum() for row in (0, 1)]
+    names = picture[-2 * LINE :, : -2 * LINE].float()
+    dark = [(255 - names[LINE * row : LINE * (row + 1)]).sum() for row in (0, 1)]
     assert dark[1] > 2 * dark[0] > 0  # four letters against one
 
 
@@ -168,6 +168,9 @@ def test_a_grid():
     assert torch.equal(grid[:3, 5 + GAP :], pictures[1])
     assert torch.equal(grid[3 + GAP :, :5], pictures[2])
     assert (grid[3:, 5:] == 255).all()
+    wider = tile([pictures[0], torch.zeros(4, 7, 3, dtype=torch.uint8)])
+    assert wider.shape == (4, 14 + GAP, 3)
+    assert torch.equal(wider[:3, :5], pictures[0]) and (wider[:3, 5 : 7 + GAP] == 255).all()
 
 
 def test_a_text_is_looked_at_inside_its_documents():
@@ -223,7 +226,8 @@ def test_pictures_by_name():
     heads = [f"layer-0{layer}{end}" for layer in (1, 2) for end in ("", "-head-01", "-head-02")]
     assert list(pictures) == [*heads, "rollout"]
     one, two = pictures["layer-01-head-01"], pictures["layer-01-head-02"]
-    assert torch.equal(pictures["layer-01"], tile([one, two]))
+    titled = [entitle(one, "head 1"), entitle(two, "head 2")]
+    assert torch.equal(pictures["layer-01"], tile(titled))
     assert not torch.equal(one, two)
 
 

@@ -1,8 +1,11 @@
 """Runs on images from the command line: classification, masked autoencoding, one from another."""
 
+import io
 import json
 import shutil
 
+import numpy as np
+import PIL.Image
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -31,6 +34,40 @@ def pictures(folder):
 
     events = EventAccumulator(str(folder)).Reload()
     return {tag: [e.step for e in events.Images(tag)] for tag in events.Tags()["images"]}
+
+
+def shown(folder, tag):
+    """The pixels of a picture at its last step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (*_, last) = EventAccumulator(str(folder)).Reload().Images(tag)
+    with PIL.Image.open(io.BytesIO(last.encoded_image_string)) as picture:
+        return np.asarray(picture).astype(int)
+
+
+def stored(image_dir, split):
+    from training.image_files import find_images
+
+    encoded = [one.stored for one in find_images([str(image_dir)]) if one.split == split]
+    return [np.asarray(PIL.Image.open(io.BytesIO(one))).astype(int) for one in encoded]
+
+
+def test_pictures_show_what_the_task_learns_from(train, image_dir, tmp_path):
+    """Of classification the train split, mirrored at random; else the validation split as it is."""
+    small = {"num_steps": 2, "evaluation": {"every_steps": 0}}
+    small["pictures"] = {"every_steps": 1, "num_images": 4}
+    assert train(VIT, "image_classification", name="vit", **small)["code"] == 0
+    picture, mirrored = shown(tmp_path / "vit", "images"), []
+    for number, image in enumerate(stored(image_dir, "train")[:4]):
+        y, x = 98 * (number // 2), 98 * (number % 2)
+        tile = picture[y : y + 96 : 12, x : x + 96 : 12]
+        mirrored.append(np.abs(tile - image[:, ::-1]).max() <= 1)
+        assert mirrored[-1] or np.abs(tile - image).max() <= 1
+    assert set(mirrored) == {True, False}
+    assert train(MAE, "masked_autoencoding", name="mae", **small)["code"] == 0
+    picture = shown(tmp_path / "mae", "reconstructions")[14:]
+    for number, image in enumerate(stored(image_dir, "validation")[:4]):
+        assert np.abs(picture[98 * number :, :96][:96:12, ::12] - image).max() <= 1
 
 
 def test_classes_are_learned(train, tmp_path):

@@ -25,7 +25,9 @@ class Config:
     every_steps: int = 0
     """Draw after so many steps, and at the end of the run; 0 never."""
     num_images: int = 8
-    """Images shown, the first of the validation split: the same every time."""
+    """Images shown, the same every time: of classification the first of the train split, augmented
+    as in training; of masked autoencoding the first of the validation split.
+    """
 
     def __post_init__(self) -> None:
         """Refuse numbers without a meaning."""

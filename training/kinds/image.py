@@ -92,7 +92,8 @@ def _build_pictures(
     engine: Engine,
     events: EventFile | None,
 ) -> PicturesHook:
-    batch = task.collate(_first_images(config, manifest, config.pictures.num_images))
+    split, number = config.task.module.SHOWN, config.pictures.num_images
+    batch = task.collate(_first_images(config, manifest, number, split=split))
     every_steps = config.pictures.every_steps
     return PicturesHook(engine, task.pictures, batch, events, every_steps=every_steps)
 
@@ -143,9 +144,11 @@ def _build_probes(
     ]
 
 
-def _first_images(config: ImageTrainingConfig, manifest: Manifest, number: int) -> Images:
-    """Of the validation split, or, where there is none, of that of training."""
-    split = "validation" if manifest.splits.get("validation") else "train"
+def _first_images(
+    config: ImageTrainingConfig, manifest: Manifest, number: int, *, split: str = "validation"
+) -> Images:
+    """Of a split, or, where there is none, of that of training: as they are augmented there."""
+    split = split if manifest.splits.get(split) else "train"
     images = open_split(config, manifest, split=split)
     first = images.read_in_file_order(np.arange(min(number, len(images))))
     images.close()

@@ -20,6 +20,9 @@ KIND = "image"
 NEEDS = "classes"
 """What a model must give."""
 
+SHOWN = "train"
+"""Split whose first images become `pictures`."""
+
 MOST_CLASSES_SHOWN = 200
 """A confusion matrix of more is neither legible nor cheap."""
 
@@ -113,7 +116,7 @@ class Task:
         )
         pictures = {}
         if "confusion" in means:
-            pictures["confusion"] = confusion_picture(means["confusion"])
+            pictures["confusion"] = confusion_picture(means["confusion"], self.classes)
         return Summary(line, scalars, pictures)
 
     @torch.no_grad()

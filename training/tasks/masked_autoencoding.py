@@ -21,6 +21,9 @@ KIND = "image"
 NEEDS = "patches"
 """What a model must give."""
 
+SHOWN = "validation"
+"""Split whose first images become `pictures`."""
+
 EPSILON = 1e-6
 """Added to the variance of a patch."""
 
@@ -105,7 +108,12 @@ class Task:
         seen = self._picture(patches * (1 - hidden))  # hidden patches become the mean colour
         made = self._picture(patches * (1 - hidden) + (predicted.float() * std + mean) * hidden)
         columns = [pixels, seen, made]
-        picture = grid_picture(columns, mean=self.augment.mean, std=self.augment.std)
+        picture = grid_picture(
+            columns,
+            mean=self.augment.mean,
+            std=self.augment.std,
+            titles=("image", "visible", "reconstructed"),
+        )
         return {"reconstructions": picture}
 
     def _picture(self, patches: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from training.augment.draws import sample_keys
 from training.augment.on_device import normalise
 from training.data.images import Images
 from training.layers.patches import patchify
+from training.lettering import LINE
 from training.models import mae, vit
 from training.pictures import confusion_picture, grid_picture
 from training.tasks import image_classification, masked_autoencoding
@@ -111,14 +112,27 @@ def test_summary():
     summary = classification().summarise({**means, "confusion": confusion})
     assert summary.line == "loss 1.5000, top1 50.00%, top5 87.50%"
     assert summary.scalars == {"loss": 1.5, "top1": 0.5, "top5": 0.875}
-    assert torch.equal(summary.pictures["confusion"], confusion_picture(confusion))
+    assert torch.equal(summary.pictures["confusion"], confusion_picture(confusion, CLASSES))
 
 
 def test_confusion_picture():
-    picture = confusion_picture(torch.tensor([[0.25, 0.0], [0.0, 0.0]]))
-    assert picture.shape == (400, 400, 3)
-    assert picture[0, 0].tolist() == [8, 48, 107]  # all of the first class
-    assert picture[0, 399].tolist() == picture[399, 399].tolist() == [255, 255, 255]
+    """Squares below and right of the names of their classes, with per cent of the row in them."""
+    picture = confusion_picture(torch.tensor([[0.25, 0.0], [0.0, 0.0]]), ["cat", "a long name"])
+    squares = picture[-400:, -400:]
+    assert squares[0, 0].tolist() == [8, 48, 107]  # all of the first class
+    assert squares[0, 399].tolist() == squares[399, 399].tolist() == [255, 255, 255]
+    ink = (255 - picture[-400:, :-400].int()).sum((1, 2))  # left of the rows
+    assert ink[200:].sum() > 2 * ink[:200].sum() > 0
+    numbers = [squares[200 * y :, 200 * x :][60:140, 60:140] for y in (0, 1) for x in (0, 1)]
+    written = [(one != one[0, 0]).any(dim=2).sum() for one in numbers]
+    assert written[0] > written[1] == written[2] == written[3] > 0  # 100, and 0 three times
+
+
+def test_a_large_confusion_picture_has_names_alone():
+    picture = confusion_picture(torch.eye(200) / 200, [f"class {n}" for n in range(200)])
+    squares = picture[-200 * LINE :, -200 * LINE :]
+    expected = torch.eye(200)[..., None].repeat_interleave(LINE, 0).repeat_interleave(LINE, 1)
+    assert torch.equal(squares == 255, (expected == 0).expand_as(squares))
 
 
 @pytest.mark.parametrize(
@@ -175,14 +189,16 @@ def test_reconstructions_show_visible_patches_as_they_are(normalised):
     rows = images()
     batch = task.collate(rows)
     picture = task.pictures(autoencoder, batch)["reconstructions"]
-    assert picture.shape == (6 * 10, 3 * 10, 3)
+    assert picture.shape == (LINE + 6 * 98, 3 * 98, 3)  # 8 pixels, 12 times as large
+    assert not torch.equal(picture[:LINE, :98], picture[:LINE, 98:196])  # titles
     for row in range(6):
         (patch,) = autoencoder.choose_visible(batch["noise"])[row].tolist()
-        y, x = 10 * row + 4 * (patch // 2), 4 * (patch % 2)
-        stored = rows.pixels[row, y - 10 * row :, x:][:4, :4]
+        y, x = 4 * (patch // 2), 4 * (patch % 2)
+        stored = rows.pixels[row, y : y + 4, x : x + 4]
         for column in range(3):
-            shown = picture[y : y + 4, 10 * column + x :][:, :4].numpy()
-            assert np.abs(shown.astype(int) - stored).max() <= 1
+            image = picture[LINE + 98 * row :, 98 * column :][:96, :96].numpy()
+            shown = image.reshape(8, 12, 8, 12, 3)[y : y + 4, :, x : x + 4].astype(int)
+            assert np.abs(shown - stored[:, None, :, None]).max() <= 1
 
 
 def test_a_perfect_model_has_no_loss():
@@ -203,8 +219,9 @@ def test_grid_of_one_list():
     stored = torch.randint(0, 256, (5, 4, 4, 3), dtype=torch.uint8)
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.1)
     picture = grid_picture([normalise(stored, mean=mean, std=std)], mean=mean, std=std)
-    assert picture.shape == (18, 12, 3)  # three rows of two, with gaps
-    assert torch.equal(picture[:4, :4], stored[0])
-    assert torch.equal(picture[:4, 6:10], stored[1])
-    assert torch.equal(picture[12:16, :4], stored[4])
-    assert (picture[12:, 6:] == 255).all()
+    assert picture.shape == (3 * 98, 2 * 98, 3)  # three rows of two, with gaps, 24 times as large
+    large = stored.repeat_interleave(24, 1).repeat_interleave(24, 2)
+    assert torch.equal(picture[:96, :96], large[0])
+    assert torch.equal(picture[:96, 98:194], large[1])
+    assert torch.equal(picture[196:292, :96], large[4])
+    assert (picture[196:, 98:] == 255).all()
