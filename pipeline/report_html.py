@@ -35,7 +35,9 @@ def render_html(report: dict[str, Any]) -> str:
             (*amounts, "shards", "bytes"),
             [{"split": name, **one} for name, one in report["splits"].items()],
         ),
-        "<h2>Document lengths, tokens</h2>" if is_text else "<h2>Image sizes, bytes</h2>",
+        "<h2>Document lengths, tokens</h2>"
+        if is_text
+        else "<h2>Sizes of samples in the shards, bytes</h2>",
         _lengths(report["lengths"], "tokens" if is_text else "bytes", documents),
         *_near_duplicates(report.get("near_duplicates")),
         "<h2>Rejects</h2>",

@@ -59,6 +59,7 @@ def test_the_page_of_images_speaks_of_images():
     page = render_html(IMAGES)
     assert "tokens" not in page and "documents" not in page
     assert "<th>bytes</th><th>images</th>" in page  # the histogram
+    assert "<h2>Sizes of samples in the shards, bytes</h2>" in page  # with class, json, tar headers
     for part in ("1,234 clusters of 5,678 images", "ab12", "cd34 &lt;script&gt;", ">77<"):
         assert part in page
     assert "<script" not in page
