@@ -70,6 +70,18 @@ def test_blocks_are_those_of_encoder_and_decoder():
     )
 
 
+def test_the_decoder_has_the_sizes_of_the_config():
+    sizes = {"decoder_d_model": 12, "decoder_num_layers": 3, "decoder_num_heads": 3}
+    decoder = model(**sizes, decoder_d_ff=20, norm_epsilon=0.5).decoder
+    assert len(decoder.blocks) == 3
+    for block in decoder.blocks:
+        assert block.attention.groups == (3, 3, 3)
+        assert block.attention.query_key_value.weight.shape == (36, 12)
+        assert block.feed_forward.up.weight.shape == (20, 12)
+        assert block.attention_norm.eps == block.feed_forward_norm.eps == decoder.norm.eps == 0.5
+    assert decoder.head.weight.shape == (3 * 4 * 4, 12)
+
+
 def test_a_vit_has_the_encoder_of_a_masked_autoencoder():
     sizes = {name: getattr(TINY, name) for name in ("image_size", "patch_size", "d_model")}
     config = vit.Config(

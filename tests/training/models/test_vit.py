@@ -174,6 +174,27 @@ def test_qk_norm_bounds_the_attention():
     torch.testing.assert_close(normed(images), before, rtol=1e-3, atol=1e-4)
 
 
+def test_initial_weights_have_the_deviation_of_the_config():
+    """Those that join the residual stream a smaller one, by the number of them."""
+    wide = model(d_model=64, init_std=0.5)
+    for block in wide.blocks:
+        for inner in (block.attention.query_key_value, block.feed_forward.up):
+            assert inner.weight.std().item() == pytest.approx(0.5, rel=0.05)
+        for last in (block.attention.output, block.feed_forward.down):
+            assert last.weight.std().item() == pytest.approx(0.5 / 6**0.5, rel=0.05)
+    derived = model(d_model=64, init_std=0.0).blocks[0].attention.query_key_value
+    assert derived.weight.std().item() == pytest.approx(64**-0.5, rel=0.05)
+
+
+def test_every_norm_has_the_epsilon_of_the_config():
+    norms = [
+        one
+        for one in model(qk_norm=True, norm_epsilon=0.5).modules()
+        if isinstance(one, torch.nn.LayerNorm)
+    ]
+    assert [one.eps for one in norms] == [0.5] * (4 * TINY.num_layers + 1)
+
+
 @pytest.mark.parametrize("name", ["dropout", "attention_dropout", "stochastic_depth"])
 def test_random_parts_act_in_training_alone(name):
     images, random = pixels(), model(**{name: 0.5})
