@@ -125,8 +125,12 @@ def draw_over_image(heat: Tensor, image: Tensor) -> Tensor:
 
 
 def draw_over_tokens(weights: Tensor, tokens: Sequence[str]) -> Tensor:
-    """Weights (T, T) as squares: what the token of a row takes from that of a column."""
-    share = weights.float() / weights.max().clamp(min=1e-12)
+    """Weights (T, T) as squares: what the token of a row takes from that of a column.
+
+    By the square root, since a first token, which sees itself alone, takes 1, and late ones little
+    from each of many.
+    """
+    share = (weights.float() / weights.max().clamp(min=1e-12)).sqrt()
     squares = heat_colours(share).round().to(torch.uint8)
     squares = squares.repeat_interleave(LINE, 0).repeat_interleave(LINE, 1)
     shown = [repr(token)[1:-1].replace(" ", "\u00b7") for token in tokens]

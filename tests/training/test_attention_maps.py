@@ -154,7 +154,7 @@ def test_squares_of_tokens():
     weights = torch.tensor([[1.0, 0.0], [0.25, 0.5]])
     picture = draw_over_tokens(weights, ["a", " bcd"])
     squares = picture[-2 * LINE :, -2 * LINE :].reshape(2, LINE, 2, LINE, 3)
-    expected = heat_colours(weights).round().to(torch.uint8)
+    expected = heat_colours(weights.sqrt()).round().to(torch.uint8)
     assert torch.equal(squares, expected[:, None, :, None].expand_as(squares))
     names = picture[-2 * LINE :, : -2 * LINE].float()
     dark = [(255 - names[LINE * row : LINE * (row + 1)]).sum() for row in (0, 1)]
