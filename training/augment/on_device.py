@@ -28,6 +28,6 @@ def mix(pixels: Tensor, *, share: Tensor, mix_box: Tensor) -> Tensor:
 
 
 def neighbours(rows: Tensor) -> Tensor:
-    """The other row of each pair."""
+    """The other row of each pair; a last row without one, as among pictures, is its own."""
     numbers = torch.arange(len(rows), device=rows.device)
-    return rows[numbers ^ 1]
+    return rows[(numbers ^ 1).where(numbers ^ 1 < len(rows), numbers)]

@@ -68,6 +68,7 @@ def test_on_the_device():
             expected = share * own + (1 - share) * other
         torch.testing.assert_close(mixed[row], expected)
     assert neighbours(torch.arange(4)).tolist() == [1, 0, 3, 2]
+    assert neighbours(torch.arange(3)).tolist() == [1, 0, 2]
 
 
 def test_normalise():
