@@ -136,4 +136,4 @@ class ImageTrainingConfig(TrainingConfig):
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
     """Pictures of what the model sees and makes."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
-    """How well features of the model tell classes apart."""
+    """How well features of the model, and of the average of its weights, tell classes apart."""
