@@ -1,4 +1,7 @@
-"""`python -m training.attention RUN IMAGE --out DIR`: what each head looks at, or in `--prompt`."""
+"""`python -m training.attention RUN IMAGE --out DIR`: what each head looks at, or in `--prompt`.
+
+A picture is brightest at its own largest weight: colours compare places, not heads.
+"""
 
 if __name__ == "__main__":  # Ctrl-C during the imports below, which take seconds
     from configs import interrupts
