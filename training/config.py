@@ -35,7 +35,7 @@ class TrainingConfig:
     resume: Literal["auto", "never", "required"] = "auto"
     """Continue from the last good checkpoint if there is one; never; or fail if there is none."""
     init_from: str = ""
-    """Start from the weights of another run, a run folder or a checkpoint in it; empty: seeded."""
+    """Start from the weights of a run, a checkpoint or a Hugging Face folder; empty: seeded."""
     init_ema: bool = False
     """Take the average of the other run's weights, of its section ema."""
     init_skip: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Initial weights from another run: `init_from`.
+"""Initial weights from another run, or from a Hugging Face folder: `init_from`.
 
 Weights alone are taken, not the optimizer or the place in the data, and every weight is told of:
 loaded, missing in the other run, or unused by this one.
@@ -7,7 +7,7 @@ loaded, missing in the other run, or unused by this one.
 import fnmatch
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +19,8 @@ from training import checkpoint, distributed
 from training.config import TrainingConfig
 from training.console import say
 from training.engine import load_weights
+from training.huggingface.folder import is_folder
+from training.huggingface.initial import read_weights
 from training.run_dir import find_checkpoint
 
 REPORT = "init_from.json"
@@ -38,6 +40,22 @@ class Report:
     """Of the other run, which the new model has no place for."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Weights to begin with, under our names, and what is known of them."""
+
+    name: str
+    """Where they are."""
+    weights: dict[str, Tensor]
+    """In fp32."""
+    unused: tuple[str, ...] = ()
+    """Names of weights that no model of ours has."""
+    fits: str = ""
+    """Of a foreign model, the section `model` that is its own."""
+    differs: dict[str, str] = field(default_factory=dict)
+    """Of a foreign model, keys of `model` that are otherwise here, and how."""
+
+
 def take_initial_weights(model: nn.Module, config: TrainingConfig) -> None:
     """Load the weights of `init_from` into a new run's model, and report.
 
@@ -45,15 +63,15 @@ def take_initial_weights(model: nn.Module, config: TrainingConfig) -> None:
     has weights of its own, and is left alone.
 
     Raises:
-        ValueError: no weight fits, or one has another shape than the model's.
-        FileNotFoundError: no complete checkpoint there, or no average in it.
+        ValueError: no weight fits, or one has another shape than the model's, or the folder is one
+            of a model that ours is not.
+        FileNotFoundError: nothing complete there, or no average in it.
     """
     run_dir = Path(config.run_dir)
     if distributed.broadcast(checkpoint.list_checkpoints(run_dir / "checkpoints")):
         return
-    source = find_checkpoint(Path(config.init_from))
-    weights = load_weights(source, averaged=config.init_ema)
-    found = adapt(config.model.module, weights, config.model.config)
+    source = _open_source(config)
+    found = adapt(config.model.module, source.weights, config.model.config)
     own = model.state_dict()
     try:
         report = match_weights(
@@ -62,13 +80,39 @@ def take_initial_weights(model: nn.Module, config: TrainingConfig) -> None:
             skip=config.init_skip,
         )
     except ValueError as error:
-        raise ValueError(f"init_from={config.init_from}: {error}") from None
+        fits = f"; the section that fits is {source.fits}" if source.fits else ""
+        raise ValueError(f"init_from={config.init_from}: {error}{fits}") from None
+    report = replace(report, unused=report.unused + source.unused)
     model.load_state_dict({name: found[name] for name in report.loaded}, strict=False)
     if distributed.is_rank_zero():
-        tree = {"init_from": str(source), "init_ema": config.init_ema, **asdict(report)}
+        tree = {"init_from": source.name, "init_ema": config.init_ema, **asdict(report)}
+        tree |= {"differs": source.differs} if source.fits else {}
         (run_dir / REPORT).write_text(json.dumps(tree, indent=1) + "\n")
-    of = f"the average in {source}" if config.init_ema else source
+    of = f"the average in {source.name}" if config.init_ema else source.name
     say(f"initial weights of {of}: {describe(report, model)}; all names in {run_dir / REPORT}")
+    for key, how in source.differs.items():
+        say(f"initial weights of {of}: model.{key} is {how}")
+
+
+def _open_source(config: TrainingConfig) -> Source:
+    """A run, one of its checkpoints, or a Hugging Face folder."""
+    path = Path(config.init_from)
+    if not is_folder(path):
+        found = find_checkpoint(path)
+        return Source(name=str(found), weights=load_weights(found, averaged=config.init_ema))
+    if config.init_ema:
+        raise ValueError(f"init_ema asks for an average, which {path}, of Hugging Face, has not")
+    try:
+        read = read_weights(path, config.model.config)
+    except ValueError as error:
+        raise ValueError(f"init_from={config.init_from}: {error}") from None
+    return Source(
+        name=str(path),
+        weights=read.weights,
+        unused=read.unused,
+        fits=read.section,
+        differs=read.differs,
+    )
 
 
 def adapt(module: ModuleType, found: dict[str, Tensor], model_config: Any) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
+from pipeline.manifest import Tokenizer as Described
 from training.data.shards import load_manifest, read_file
 from training.sampling import check_drawing, generate
 
@@ -48,6 +49,18 @@ def load_codec(dataset_dir: str | Path) -> TextCodec:
     Raises:
         ValueError: the file is not the one that the manifest names.
     """
+    content, described = read_tokenizer(dataset_dir)
+    tokenizer = Tokenizer.from_buffer(content)
+    tokenizer.encode_special_tokens = True
+    return TextCodec(tokenizer, end_of_document=described.end_of_document)
+
+
+def read_tokenizer(dataset_dir: str | Path) -> tuple[bytes, Described]:
+    """The tokenizer.json of a dataset, and what the manifest says of it.
+
+    Raises:
+        ValueError: the file is not the one that the manifest names.
+    """
     described = load_manifest(str(dataset_dir)).tokenizer
     if described is None:
         raise ValueError(f"{dataset_dir}: has no tokenizer; is it a text dataset?")
@@ -56,9 +69,7 @@ def load_codec(dataset_dir: str | Path) -> TextCodec:
         raise ValueError(
             f"{dataset_dir}/{described.file}: its sha256 is not the manifest's {described.sha256}"
         )
-    tokenizer = Tokenizer.from_buffer(content)
-    tokenizer.encode_special_tokens = True
-    return TextCodec(tokenizer, end_of_document=described.end_of_document)
+    return content, described
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from transformers import (
     ViTMAEModel,
 )
 
+from training.huggingface.initial import read_weights
 from training.models import mae, vit
 
 SIZES = {"image_size": 24, "patch_size": 8, "d_model": 32, "num_layers": 2, "num_heads": 4}
@@ -27,71 +28,15 @@ THEIR_SIZES = {
 }
 
 
-def linear(state, ours, theirs):
-    return {f"{ours}.{part}": state[f"{theirs}.{part}"] for part in ("weight", "bias")}
-
-
-def blocks(state, ours, theirs, num_layers):
-    """Blocks under our names; queries, keys and values become one projection."""
-    result = {}
-    names = {
-        "attention_norm": "layernorm_before",
-        "attention.output": "attention.o_proj",
-        "feed_forward_norm": "layernorm_after",
-        "feed_forward.up": "mlp.fc1",
-        "feed_forward.down": "mlp.fc2",
-    }
-    for layer in range(num_layers):
-        for own, name in names.items():
-            result |= linear(state, f"{ours}.{layer}.{own}", f"{theirs}.{layer}.{name}")
-        for part in ("weight", "bias"):
-            parts = [state[f"{theirs}.{layer}.attention.{one}_proj.{part}"] for one in "qkv"]
-            result[f"{ours}.{layer}.attention.query_key_value.{part}"] = torch.cat(parts)
-    return result
-
-
-def encoder(state, num_layers):
-    projection = "vit.embeddings.patch_embeddings.projection"
-    return {
-        "encoder.patches.projection.weight": state[f"{projection}.weight"].flatten(1),
-        "encoder.patches.projection.bias": state[f"{projection}.bias"],
-        "encoder.class_token.weight": state["vit.embeddings.cls_token"].flatten(),
-        **blocks(state, "encoder.blocks", "vit.layers", num_layers),
-        **linear(state, "encoder.norm", "vit.layernorm"),
-    }
-
-
-def from_vit(theirs):
-    state = theirs.state_dict()
-    table = state["vit.embeddings.position_embeddings"][0]
-    return {
-        **encoder(state, theirs.config.num_hidden_layers),
-        "encoder.positions.table.weight": table,
-        **linear(state, "head", "classifier"),
-    }
-
-
-def from_mae(theirs):
-    """The decoder's last layer tells pixel by pixel, ours channel by channel."""
-    state, config = theirs.state_dict(), theirs.config
-    result = {
-        **encoder(state, config.num_hidden_layers),
-        **linear(state, "decoder.embedding", "decoder.decoder_embed"),
-        "decoder.mask_token.weight": state["decoder.mask_token"].flatten(),
-        **blocks(
-            state, "decoder.blocks", "decoder.decoder_layers", config.decoder_num_hidden_layers
-        ),
-        **linear(state, "decoder.norm", "decoder.decoder_norm"),
-        **linear(state, "decoder.head", "decoder.decoder_pred"),
-    }
-    for part in ("weight", "bias"):
-        rows = result[f"decoder.head.{part}"].unflatten(0, (config.patch_size**2, 3))
-        result[f"decoder.head.{part}"] = rows.transpose(0, 1).flatten(0, 1)
-    return result
-
-
 def pixels(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def with_their_weights(ours, theirs, folder):
+    """Read from the folder that they write."""
+    theirs.save_pretrained(folder)
+    ours.load_state_dict(read_weights(folder, ours.config).weights)
+    return ours.eval()
 
 
 def fill_positions(theirs):
@@ -113,14 +58,12 @@ def their_vit(roughen):
 
 
 @pytest.fixture
-def our_vit(their_vit):
-    ours = vit.Model(vit.Config(**SIZES, num_classes=7)).eval()
-    ours.load_state_dict(from_vit(their_vit))
-    return ours
+def our_vit(their_vit, tmp_path):
+    return with_their_weights(vit.Model(vit.Config(**SIZES, num_classes=7)), their_vit, tmp_path)
 
 
 @pytest.fixture
-def mae_pair(roughen):
+def mae_pair(roughen, tmp_path):
     torch.manual_seed(0)
     theirs = ViTMAEForPreTraining(
         ViTMAEConfig(
@@ -137,9 +80,7 @@ def mae_pair(roughen):
     config = mae.Config(
         **SIZES, decoder_d_model=24, decoder_num_layers=2, decoder_num_heads=3, mask_ratio=0.75
     )
-    ours = mae.Model(config).eval()
-    ours.load_state_dict(from_mae(theirs))
-    return ours, theirs
+    return with_their_weights(mae.Model(config), theirs, tmp_path), theirs
 
 
 @torch.no_grad()
