@@ -16,7 +16,7 @@ STANDARD_LIBRARY = __import__("sys").stdlib_module_names
 FORBIDDEN = {
     "configs": {"pipeline", "training", "launch", "torch", "deepspeed", "apache_beam"},
     "pipeline": {"torch", "deepspeed", "training", "launch"},
-    "training": {"apache_beam", "launch"},
+    "training": {"apache_beam", "launch", "transformers"},
     "launch": {"torch", "deepspeed", "apache_beam", "pipeline", "training"},
 }
 ALLOWED = {
@@ -42,6 +42,14 @@ ALLOWED = {
         "training.objective",
         "training.pictures",
         "training.tasks",
+    },
+    "training.huggingface": {
+        "torch",
+        "safetensors",
+        "configs.plugins",
+        "training.huggingface",
+        "training.layers",
+        "training.models",
     },
     "pipeline.manifest": set(),
 }

@@ -6,7 +6,7 @@ loaded, missing in the other run, or unused by this one.
 
 import fnmatch
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from training import checkpoint, distributed
-from training.config import TrainingConfig
+from training.config import TextTrainingConfig, TrainingConfig
 from training.console import say
 from training.engine import load_weights
 from training.huggingface.folder import is_folder
 from training.huggingface.initial import read_weights
+from training.huggingface.vocabulary import find_other_meaning
 from training.run_dir import find_checkpoint
+from training.text import read_tokenizer
 
 REPORT = "init_from.json"
 NUM_TOLD = 4
@@ -90,8 +92,8 @@ def take_initial_weights(model: nn.Module, config: TrainingConfig) -> None:
         (run_dir / REPORT).write_text(json.dumps(tree, indent=1) + "\n")
     of = f"the average in {source.name}" if config.init_ema else source.name
     say(f"initial weights of {of}: {describe(report, model)}; all names in {run_dir / REPORT}")
-    for key, how in source.differs.items():
-        say(f"initial weights of {of}: model.{key} is {how}")
+    for line in _warnings(source, config):
+        say(f"initial weights of {of}: {line}")
 
 
 def _open_source(config: TrainingConfig) -> Source:
@@ -113,6 +115,18 @@ def _open_source(config: TrainingConfig) -> Source:
         fits=read.section,
         differs=read.differs,
     )
+
+
+def _warnings(source: Source, config: TrainingConfig) -> Iterator[str]:
+    """What of a foreign model is otherwise here, and may be so by choice."""
+    for key, how in source.differs.items():
+        yield f"model.{key} is {how}"
+    tokenizer = Path(source.name) / "tokenizer.json"
+    if source.fits and isinstance(config, TextTrainingConfig) and tokenizer.is_file():
+        ours, _ = read_tokenizer(config.data.dataset_dir)
+        other = find_other_meaning(tokenizer.read_bytes(), ours)
+        if other:
+            yield f"its tokenizer is not the dataset's: {other}"
 
 
 def adapt(module: ModuleType, found: dict[str, Tensor], model_config: Any) -> dict[str, Tensor]:

@@ -1,49 +1,56 @@
-"""The image encoder as transformers' ViT and ViTMAE name it, in files of version 4 and 5 alike."""
+"""The image encoder as ViT, ViTMAE and Dinov2 name it in files, of transformers 4 and 5 alike."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from training.huggingface.entries import Entry, derived, divided, linear, reshaped, same
-from training.huggingface.layouts import Json, expect, require
+from training.huggingface.entries import Entry, Read, derived, divided, linear, reshaped, same
+from training.huggingface.layouts import Json, expect
 from training.layers.image_encoder import EncoderConfig
 from training.layers.image_positions import SincosImagePositions
 from training.layers.patches import CHANNELS
 
-TABLE = "vit.embeddings.position_embeddings"
+
+@dataclass(frozen=True, slots=True)
+class BlockNames:
+    """What the parts of a block are called."""
+
+    attention_norm: str
+    feed_forward_norm: str
+    up: str
+    down: str
+
+
+VIT = BlockNames("layernorm_before", "layernorm_after", "intermediate.dense", "output.dense")
 DEFAULTS: Json = {
-    "layer_norm_eps": 1e-12,
     "hidden_act": "gelu",
     "image_size": 224,
     "patch_size": 16,
     "hidden_size": 768,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
-    "intermediate_size": 3072,
 }
 """What a config.json may leave out."""
+NUM_CLASSES = 2
+"""Where it names none."""
 
 
-def find_obstacles(config: EncoderConfig) -> list[str]:
-    """Parts that neither has."""
-    return require(config, class_token=True, qk_norm=False, layer_scale=0.0)
-
-
-def encoder_entries(config: EncoderConfig) -> Iterator[Entry]:
+def encoder_entries(
+    config: EncoderConfig, theirs: str = "vit", names: BlockNames = VIT
+) -> Iterator[Entry]:
     """All weights in front of head or decoder; fixed waves are a table there."""
     width, patch = config.d_model, config.patch_size
-    projection = "vit.embeddings.patch_embeddings.projection"
-    yield reshaped(
-        "encoder.class_token.weight", "vit.embeddings.cls_token", here=(width,), there=(1, 1, width)
-    )
+    token, table = f"{theirs}.embeddings.cls_token", f"{theirs}.embeddings.position_embeddings"
+    projection = f"{theirs}.embeddings.patch_embeddings.projection"
+    yield reshaped("encoder.class_token.weight", token, here=(width,), there=(1, 1, width))
     if config.positions == "learned":
-        num_rows = 1 + config.grid[0] * config.grid[1]
-        shape = (num_rows, width)
-        yield reshaped("encoder.positions.table.weight", TABLE, here=shape, there=(1, *shape))
+        shape = (1 + config.grid[0] * config.grid[1], width)
+        yield reshaped("encoder.positions.table.weight", table, here=shape, there=(1, *shape))
     else:
-        yield derived(TABLE, wave_table(config.grid, width))
+        yield derived(table, wave_table(config.grid, width))
     yield reshaped(
         "encoder.patches.projection.weight",
         f"{projection}.weight",
@@ -52,13 +59,14 @@ def encoder_entries(config: EncoderConfig) -> Iterator[Entry]:
     )
     yield same("encoder.patches.projection.bias", f"{projection}.bias")
     for layer in range(config.num_layers):
-        yield from block_entries(f"encoder.blocks.{layer}", f"vit.encoder.layer.{layer}", width)
-    yield from linear("encoder.norm", "vit.layernorm")
+        place = f"encoder.blocks.{layer}", f"{theirs}.encoder.layer.{layer}"
+        yield from block_entries(*place, width, names)
+    yield from linear("encoder.norm", f"{theirs}.layernorm")
 
 
-def block_entries(ours: str, theirs: str, width: int) -> Iterator[Entry]:
+def block_entries(ours: str, theirs: str, width: int, names: BlockNames = VIT) -> Iterator[Entry]:
     """A block of encoder or decoder."""
-    yield from linear(f"{ours}.attention_norm", f"{theirs}.layernorm_before")
+    yield from linear(f"{ours}.attention_norm", f"{theirs}.{names.attention_norm}")
     for part in ("weight", "bias"):
         yield divided(
             f"{ours}.attention.query_key_value.{part}",
@@ -66,9 +74,9 @@ def block_entries(ours: str, theirs: str, width: int) -> Iterator[Entry]:
             [width] * 3,
         )
     yield from linear(f"{ours}.attention.output", f"{theirs}.attention.output.dense")
-    yield from linear(f"{ours}.feed_forward_norm", f"{theirs}.layernorm_after")
-    yield from linear(f"{ours}.feed_forward.up", f"{theirs}.intermediate.dense")
-    yield from linear(f"{ours}.feed_forward.down", f"{theirs}.output.dense")
+    yield from linear(f"{ours}.feed_forward_norm", f"{theirs}.{names.feed_forward_norm}")
+    yield from linear(f"{ours}.feed_forward.up", f"{theirs}.{names.up}")
+    yield from linear(f"{ours}.feed_forward.down", f"{theirs}.{names.down}")
 
 
 def wave_table(grid: tuple[int, int], width: int) -> Tensor:
@@ -84,7 +92,6 @@ def write_encoder_config(config: EncoderConfig) -> Json:
         "hidden_size": config.d_model,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
-        "intermediate_size": config.d_ff,
         "hidden_act": "gelu",
         "hidden_dropout_prob": config.dropout,
         "attention_probs_dropout_prob": config.attention_dropout,
@@ -97,8 +104,8 @@ def write_encoder_config(config: EncoderConfig) -> Json:
     }
 
 
-def read_encoder_config(tree: Mapping[str, Any], table: Tensor) -> Json:
-    """The encoder's keys of the section `model`; of positions the table (1, 1 + P, D) tells."""
+def read_encoder_config(tree: Mapping[str, Any], read: Read, theirs: str = "vit") -> Json:
+    """The encoder's keys of the section `model`; of positions the table tells."""
     tree = {**DEFAULTS, **tree}
     expect(tree, hidden_act="gelu", qkv_bias=True, num_channels=CHANNELS)
     for name in ("image_size", "patch_size"):
@@ -110,16 +117,22 @@ def read_encoder_config(tree: Mapping[str, Any], table: Tensor) -> Json:
         "d_model": tree["hidden_size"],
         "num_layers": tree["num_hidden_layers"],
         "num_heads": tree["num_attention_heads"],
-        "d_ff": tree["intermediate_size"],
         "norm_epsilon": tree["layer_norm_eps"],
         "positions": _positions(
-            table, grid=tree["image_size"] // tree["patch_size"], width=tree["hidden_size"]
+            read(f"{theirs}.embeddings.position_embeddings"),
+            grid=tree["image_size"] // tree["patch_size"],
+            width=tree["hidden_size"],
         ),
     }
 
 
+def read_num_classes(tree: Mapping[str, Any]) -> int:
+    """Rows of a classifier."""
+    return len(tree.get("id2label") or ()) or int(tree.get("num_labels", NUM_CLASSES))
+
+
 def _positions(table: Tensor, *, grid: int, width: int) -> str:
-    """Whether a table is that of fixed waves; bf16 tells them to 0.4 %."""
+    """Whether a table (1, 1 + P, D) is that of fixed waves; bf16 tells them to 0.4 %."""
     if width % 4:
         return "learned"
     waves = wave_table((grid, grid), width)

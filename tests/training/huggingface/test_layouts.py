@@ -7,7 +7,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, ViTForImageClassification, ViTMAEForPreTraining
+from transformers import (
+    AutoModelForCausalLM,
+    Dinov2ForImageClassification,
+    ViTForImageClassification,
+    ViTMAEForPreTraining,
+)
 
 from training.huggingface.initial import read_weights
 from training.huggingface.layouts import find_layout
@@ -33,10 +38,14 @@ TEXT_MODELS = [
     ("llama", LLAMA | {"num_kv_heads": 1, "tie_embeddings": True, "bias": True, "d_ff": 40}),
 ]
 ViT = (vit, ViTForImageClassification, "vit")
+DINOV2 = (vit, Dinov2ForImageClassification, "dinov2")
 MAE = (mae, ViTMAEForPreTraining, "vit_mae")
 IMAGE_MODELS = [
     (*ViT, IMAGES | {"num_classes": 7}),
     (*ViT, IMAGES | {"num_classes": 7, "positions": "sincos", "d_ff": 40, "norm_epsilon": 1e-3}),
+    (*DINOV2, IMAGES | {"num_classes": 7, "pooling": "mean"}),
+    (*DINOV2, IMAGES | {"num_classes": 7, "layer_scale": 0.5, "positions": "sincos"}),
+    (*DINOV2, IMAGES | {"num_classes": 7, "layer_scale": 0.5, "pooling": "mean", "d_ff": 64}),
     (*MAE, IMAGES | DECODER | {"mask_ratio": 0.5}),
     (*MAE, IMAGES | DECODER | {"positions": "learned", "pooling": "class_token"}),
 ]
@@ -166,8 +175,19 @@ def test_narrow_dtypes(write, module, keys, dtype):
             LLAMA | {"num_heads": 3, "head_dim": 8},
             "model.num_heads=3 .needs a divisor of model.d_model=32.",
         ),
-        (vit, IMAGES | {"num_classes": 3, "pooling": "mean"}, "pooling=mean .needs class_token."),
-        (vit, IMAGES | {"num_classes": 3, "layer_scale": 0.1}, "layer_scale=0.1 .needs 0.0."),
+        (
+            vit,
+            IMAGES | {"num_classes": 3, "pooling": "mean", "class_token": False},
+            "what this vit does: as Dinov2ForImageClassification: model.class_token=False .needs "
+            "True.; as ViTForImageClassification: model.class_token=False .needs True., "
+            "model.pooling=mean .needs class_token.$",
+        ),
+        (
+            vit,
+            IMAGES | {"num_classes": 3, "layer_scale": 0.1, "d_ff": 80},
+            "model.d_ff=80 .needs a multiple of model.d_model=32.; as ViT.*layer_scale=0.1 .needs",
+        ),
+        (mae, IMAGES | DECODER | {"layer_scale": 0.1}, "model.layer_scale=0.1 .needs 0.0."),
         (mae, IMAGES | DECODER | {"qk_norm": True}, "model.qk_norm=True .needs False."),
         (mae, IMAGES | DECODER | {"class_token": False}, "class_token=False .needs True."),
     ],

@@ -59,22 +59,22 @@ def layout_named(model_type: str) -> Layout:
 
 
 def find_layout(model_name: str, config: Any) -> Layout:
-    """The layout that can tell a model of ours.
+    """The layout that can tell a model of ours; of several that which adds the fewest weights.
 
     Raises:
         ValueError: none can, and what stands in the way of each.
     """
     layouts = [layout_named(name) for name in plugin_names(__name__)]
-    reasons: list[str] = []
-    for layout in layouts:
-        if model_name == layout.MODEL:
-            obstacles = layout.find_obstacles(config)
-            if not obstacles:
-                return layout
-            reasons.append(f"as {layout.ARCHITECTURE}: {', '.join(obstacles)}")
+    obstacles = {
+        layout: layout.find_obstacles(config) for layout in layouts if model_name == layout.MODEL
+    }
+    fitting = [layout for layout, found in obstacles.items() if not found]
+    if fitting:
+        return min(fitting, key=lambda one: sum(not entry.ours for entry in one.entries(config)))
+    reasons = [f"as {one.ARCHITECTURE}: {', '.join(found)}" for one, found in obstacles.items()]
     raise ValueError(
-        f"model {model_name}: no architecture of transformers computes what this config does; "
-        + ("; ".join(reasons) or "no layout is known for it")
+        f"no architecture of Hugging Face transformers computes what this {model_name} does: "
+        + ("; ".join(reasons) or "no layout is known")
     )
 
 

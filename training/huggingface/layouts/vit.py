@@ -13,13 +13,13 @@ ARCHITECTURE = "ViTForImageClassification"
 PREFIX = "vit."
 MAY_LACK = ("classifier.",)
 
-NUM_CLASSES = 2
-"""Where a config.json says nothing."""
+DEFAULTS: Json = {"intermediate_size": 3072, "layer_norm_eps": 1e-12}
+"""What a config.json may leave out."""
 
 
 def find_obstacles(config: Config) -> list[str]:
     """Parts that it does not have."""
-    return image_encoder.find_obstacles(config) + require(config, pooling="class_token")
+    return require(config, class_token=True, pooling="class_token", qk_norm=False, layer_scale=0.0)
 
 
 def entries(config: Config) -> Iterator[Entry]:
@@ -34,14 +34,16 @@ def write_config(config: Config) -> Json:
         "model_type": "vit",
         "architectures": [ARCHITECTURE],
         **image_encoder.write_encoder_config(config),
+        "intermediate_size": config.d_ff,
     }
 
 
 def read_config(tree: Mapping[str, Any], read: Read) -> Json:
     """The section `model`."""
-    num_classes = len(tree.get("id2label") or ()) or tree.get("num_labels", NUM_CLASSES)
+    tree = {**DEFAULTS, **tree}
     return {
-        "num_classes": num_classes,
-        **image_encoder.read_encoder_config(tree, read(image_encoder.TABLE)),
+        "num_classes": image_encoder.read_num_classes(tree),
+        **image_encoder.read_encoder_config(tree, read),
+        "d_ff": tree["intermediate_size"],
         "pooling": "class_token",
     }

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from training.huggingface import image_encoder
 from training.huggingface.entries import Entry, Read, derived, linear, reshaped
-from training.huggingface.layouts import Json
+from training.huggingface.layouts import Json, require
 from training.layers.patches import CHANNELS
 from training.models.mae import Config
 
@@ -17,6 +17,8 @@ PREFIX = "vit."
 MAY_LACK = ("decoder.",)
 
 DEFAULTS: Json = {
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-12,
     "decoder_hidden_size": 512,
     "decoder_num_hidden_layers": 8,
     "decoder_num_attention_heads": 16,
@@ -28,7 +30,7 @@ DEFAULTS: Json = {
 
 def find_obstacles(config: Config) -> list[str]:
     """Parts that it does not have."""
-    return image_encoder.find_obstacles(config)
+    return require(config, class_token=True, qk_norm=False, layer_scale=0.0)
 
 
 def entries(config: Config) -> Iterator[Entry]:
@@ -54,6 +56,7 @@ def write_config(config: Config) -> Json:
         "model_type": "vit_mae",
         "architectures": [ARCHITECTURE],
         **image_encoder.write_encoder_config(config),
+        "intermediate_size": config.d_ff,
         "decoder_hidden_size": config.decoder_d_model,
         "decoder_num_hidden_layers": config.decoder_num_layers,
         "decoder_num_attention_heads": config.decoder_num_heads,
@@ -64,9 +67,9 @@ def write_config(config: Config) -> Json:
 
 def read_config(tree: Mapping[str, Any], read: Read) -> Json:
     """The section `model`; of what stands for the image it says nothing."""
-    encoder = image_encoder.read_encoder_config(tree, read(image_encoder.TABLE))
     tree = {**DEFAULTS, **tree}
-    return encoder | {
+    return image_encoder.read_encoder_config(tree, read) | {
+        "d_ff": tree["intermediate_size"],
         "mask_ratio": tree["mask_ratio"],
         "decoder_d_model": tree["decoder_hidden_size"],
         "decoder_num_layers": tree["decoder_num_hidden_layers"],
