@@ -100,7 +100,7 @@ def _open_source(config: TrainingConfig) -> Source:
     """A run, one of its checkpoints, or a Hugging Face folder."""
     path = Path(config.init_from)
     if not is_folder(path):
-        found = find_checkpoint(path)
+        found = _find_checkpoint(path)
         return Source(name=str(found), weights=load_weights(found, averaged=config.init_ema))
     if config.init_ema:
         raise ValueError(f"init_ema asks for an average, which {path}, of Hugging Face, has not")
@@ -115,6 +115,13 @@ def _open_source(config: TrainingConfig) -> Source:
         fits=read.section,
         differs=read.differs,
     )
+
+
+def _find_checkpoint(path: Path) -> Path:
+    try:
+        return find_checkpoint(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}, or a Hugging Face folder, with config.json") from None
 
 
 def _warnings(source: Source, config: TrainingConfig) -> Iterator[str]:

@@ -161,7 +161,10 @@ def test_a_run_that_continues_keeps_its_own_weights(start, run_dir, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "part"),
     [
-        (["init_from=/nowhere"], "/nowhere: no complete checkpoint"),
+        (
+            ["init_from=/nowhere"],
+            "/nowhere: no complete checkpoint; give a run folder or a checkpoint, or a Hugging",
+        ),
         (["model.d_model=32"], "embedding.weight is 32 x 16 there, 32 x 32 here; "),
         (["init_skip=[nothing]"], "init_skip: no weight of this model is named nothing"),
         (["init_from=''", "init_skip=[a]"], "init_skip names weights of init_from, which is empty"),

@@ -18,6 +18,7 @@ from training.huggingface.layouts import Layout, layout_named
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
 
 
@@ -44,11 +45,21 @@ class Folder:
     @cached_property
     def places(self) -> Mapping[str, tuple[Any, str]]:
         """File and name in it of each weight, by the name in a whole model."""
-        found = {name: (file, name) for file in self.files for name in file.keys()}  # noqa: SIM118
+        found = {
+            self._meant(name): (file, name)
+            for file in self.files
+            for name in file.keys()  # noqa: SIM118  (it is no mapping)
+        }
         prefix = self.layout.PREFIX
         if any(name.startswith(prefix) for name in found):
             return found
         return {prefix + name: place for name, place in found.items()}
+
+    def _meant(self, name: str) -> str:
+        for other, meant in self.layout.OTHER_NAMES.items():
+            if name.startswith(other):
+                return meant + name.removeprefix(other)
+        return name
 
     def shape(self, name: str) -> torch.Size:
         """Of a weight, without reading it."""
@@ -61,6 +72,8 @@ class Folder:
             raise ValueError(f"it has no weight {name}")
         file, inside = self.places[name]
         weight: Tensor = file.get_tensor(inside)
+        if weight.dtype not in DTYPES:
+            raise ValueError(f"{name} is of {weight.dtype}; only fp32, bf16 and fp16 are read")
         return weight
 
 

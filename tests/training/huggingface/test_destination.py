@@ -1,6 +1,10 @@
 """The folder of an export: whole or absent, and never over someone's files."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,11 +78,21 @@ def test_an_empty_folder_and_a_link_are_taken(tmp_path):
     assert (tmp_path / "link").is_symlink()
 
 
+KILLED = """
+import os, pathlib, signal
+from training.huggingface.destination import whole_folder
+with whole_folder(pathlib.Path("out"), {}) as folder:
+    (folder / "model.safetensors").write_text("1")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def test_what_a_killed_export_left_goes_and_a_living_one_stays(tmp_path):
     out = tmp_path / "out"
-    dead = tmp_path / ".out.export-dead"
-    dead.mkdir()
-    (dead / "model.safetensors").write_text("1")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, env=environment, check=False)
+    (dead,) = tmp_path.iterdir()
+    assert [path.name for path in dead.iterdir()] == ["model.safetensors"]
     with whole_folder(out, {}) as living:
         (living / "a").write_text("1")
         write(out, b="2")

@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     Dinov2Config,
     Dinov2ForImageClassification,
@@ -58,6 +59,13 @@ def scaled_dinov2():
     return theirs
 
 
+def vit_mae_without_waves():
+    theirs = ViTMAEForPreTraining(ViTMAEConfig(**THEIR_IMAGES)).vit
+    with torch.no_grad():
+        theirs.embeddings.position_embeddings.fill_(0.5)
+    return theirs
+
+
 def llama(**changes):
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(**(LLAMA | changes)))
@@ -102,8 +110,8 @@ def change(folder, name, **keys):
             {"head.weight", "head.bias"},
         ),
         (
-            lambda: ViTMAEForPreTraining(ViTMAEConfig(**THEIR_IMAGES)).vit,
-            mae.Config(**IMAGES, norm_epsilon=1e-12, positions="learned"),  # zeros, no waves
+            vit_mae_without_waves,
+            mae.Config(**IMAGES, norm_epsilon=1e-12, positions="learned"),
             {
                 name
                 for name in mae.Model(mae.Config(**IMAGES)).state_dict()
@@ -151,8 +159,6 @@ def test_a_larger_vocabulary_has_the_mean_in_its_last_rows(gpt2_dir):
 
 def test_names_that_no_model_of_ours_has_are_unused(tmp_path):
     """As a pooler is, or the causal masks of old GPT-2 files."""
-    from safetensors.torch import load_file, save_file
-
     gpt2().save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     save_file(
@@ -233,6 +239,13 @@ def test_a_classifier_on_two_things_is_refused(tmp_path):
     theirs.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="its classifier reads the class token and the mean"):
         read_weights(tmp_path, vit.Config(**IMAGES, num_classes=2))
+
+
+def test_a_dtype_that_is_not_read(gpt2_dir):
+    path = gpt2_dir / "model.safetensors"
+    save_file({name: one.to(torch.int8) for name, one in load_file(path).items()}, path)
+    with pytest.raises(ValueError, match=r"is of torch.int8; only fp32, bf16 and fp16 are read"):
+        read_weights(gpt2_dir, transformer.Config(**TEXT))
 
 
 def test_pickle_files_are_not_read(gpt2_dir):

@@ -24,6 +24,8 @@ class Layout(Protocol):
     """Of the weights in front of the head; files of a model without its head lack it."""
     MAY_LACK: tuple[str, ...]
     """Beginnings of names that such files lack as well."""
+    OTHER_NAMES: Mapping[str, str]
+    """Beginnings of names that some version writes instead, and those that are meant."""
 
     def find_obstacles(self, config: Any) -> list[str]:
         """What of a config has no counterpart there: keys, values, and what would have one."""

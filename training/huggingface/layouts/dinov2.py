@@ -21,6 +21,7 @@ PREFIX = "dinov2."
 MASK_TOKEN = "dinov2.embeddings.mask_token"
 CLASSIFIER = "classifier.weight"
 MAY_LACK = ("classifier.", MASK_TOKEN)
+OTHER_NAMES: Mapping[str, str] = {}
 
 NAMES = BlockNames("norm1", "norm2", "mlp.fc1", "mlp.fc2")
 SCALES = {"attention_join": "layer_scale1", "feed_forward_join": "layer_scale2"}

@@ -13,6 +13,7 @@ MODEL = "transformer"
 ARCHITECTURE = "GPT2LMHeadModel"
 PREFIX = "transformer."
 MAY_LACK = ("lm_head.",)
+OTHER_NAMES: Mapping[str, str] = {}
 
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 """Theirs to ours; the first of a kind is written."""

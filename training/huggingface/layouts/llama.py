@@ -11,6 +11,7 @@ MODEL = "transformer"
 ARCHITECTURE = "LlamaForCausalLM"
 PREFIX = "model."
 MAY_LACK = ("lm_head.",)
+OTHER_NAMES: Mapping[str, str] = {}
 
 DEFAULTS: Json = {
     "max_position_embeddings": 2048,

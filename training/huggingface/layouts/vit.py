@@ -12,6 +12,7 @@ MODEL = "vit"
 ARCHITECTURE = "ViTForImageClassification"
 PREFIX = "vit."
 MAY_LACK = ("classifier.",)
+OTHER_NAMES: Mapping[str, str] = {}
 
 DEFAULTS: Json = {"intermediate_size": 3072, "layer_norm_eps": 1e-12}
 """What a config.json may leave out."""

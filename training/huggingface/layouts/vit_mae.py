@@ -15,6 +15,8 @@ MODEL = "mae"
 ARCHITECTURE = "ViTMAEForPreTraining"
 PREFIX = "vit."
 MAY_LACK = ("decoder.",)
+OTHER_NAMES: Mapping[str, str] = {"decoder.decoder_encoder.layer.": "decoder.decoder_layers."}
+"""Transformers 5 (5.23) writes the first; published weights and version 4 have the second."""
 
 DEFAULTS: Json = {
     "intermediate_size": 3072,
@@ -43,7 +45,7 @@ def entries(config: Config) -> Iterator[Entry]:
     )
     yield derived("decoder.decoder_pos_embed", image_encoder.wave_table(config.grid, width))
     for layer in range(config.decoder_num_layers):
-        theirs = f"decoder.decoder_encoder.layer.{layer}"
+        theirs = f"decoder.decoder_layers.{layer}"
         yield from image_encoder.block_entries(f"decoder.blocks.{layer}", theirs, width)
     yield from linear("decoder.norm", "decoder.decoder_norm")
     for part in ("weight", "bias"):
