@@ -69,7 +69,7 @@ class Folder:
     def read(self, name: str) -> Tensor:
         """A weight as it is stored."""
         if name not in self.places:
-            raise ValueError(f"it has no weight {name}")
+            raise ValueError(f"its files lack {name}; is the folder complete?")
         file, inside = self.places[name]
         weight: Tensor = file.get_tensor(inside)
         if weight.dtype not in DTYPES:

@@ -118,6 +118,8 @@ def read_encoder_config(tree: Mapping[str, Any], read: Read, theirs: str = "vit"
         "num_layers": tree["num_hidden_layers"],
         "num_heads": tree["num_attention_heads"],
         "norm_epsilon": tree["layer_norm_eps"],
+        "class_token": True,
+        "qk_norm": False,
         "positions": _positions(
             read(f"{theirs}.embeddings.position_embeddings"),
             grid=tree["image_size"] // tree["patch_size"],

@@ -28,6 +28,8 @@ DECISIVE = (
     "layer_scale",
 )
 """Keys without which the same weights compute something else; others are a matter of choice."""
+GENERAL = {"bias": True, "tie_embeddings": False}
+"""What computes the same with weights of the other value: biases of 0, a head that was tied."""
 ROWS_OF_VOCABULARY = ("embedding.weight", "head.weight")
 
 
@@ -53,6 +55,11 @@ def read_weights(path: Path, own: Any) -> Found:
     """
     folder = Folder(path)
     section, there = _read_section(folder)
+    line = f"model: {json.dumps({'name': folder.layout.MODEL, **section})}"
+    differs = _compare(section, own)
+    decisive = [f"model.{key} is {differs[key]}" for key in _decisive(differs, section, own)]
+    if decisive:
+        raise ValueError(f"{', '.join(decisive)}; the section that fits is {line}")
     entries = list(folder.layout.entries(there))
     expected = to_theirs(entries, _shapes(folder.layout.MODEL, there))
     missing = _check_shapes(folder, expected)
@@ -60,11 +67,6 @@ def read_weights(path: Path, own: Any) -> Found:
         name: weight.float()
         for name, weight in to_ours(entries, folder.read, without=missing).items()
     }
-    line = f"model: {json.dumps({'name': folder.layout.MODEL, **section})}"
-    differs = _compare(section, own)
-    decisive = [f"model.{key} is {how}" for key, how in differs.items() if key in DECISIVE]
-    if decisive:
-        raise ValueError(f"{', '.join(decisive)}; the section that fits is {line}")
     rows = getattr(own, "vocab_size", 0)
     unused = tuple(name for name in folder.places if name not in expected)
     return Found(_fill_vocabulary(weights, rows), unused, line, differs)
@@ -102,8 +104,9 @@ def _check_shapes(folder: Folder, expected: Mapping[str, Tensor]) -> list[str]:
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise ValueError(f"its files lack {lost[0]}{more}; is the folder complete?")
-    for name in expected.keys() & folder.places.keys():
-        found, wished = folder.shape(name), expected[name].shape
+    for name, weight in expected.items():
+        wished = weight.shape
+        found = wished if name in missing else folder.shape(name)
         if found != wished:
             raise ValueError(f"{name} is {list(found)}, but config.json means {list(wished)}")
     return missing
@@ -117,6 +120,18 @@ def _compare(section: Mapping[str, Any], own: Any) -> dict[str, str]:
         if here != there and not close:
             differs[key] = f"{there} there, {here} here"
     return differs
+
+
+def _decisive(differs: Mapping[str, str], section: Mapping[str, Any], own: Any) -> list[str]:
+    """Keys by which the model here cannot be that of there."""
+
+    def is_general(key: str) -> bool:
+        there, here = section[key], getattr(own, key)
+        if key == "layer_scale":  # where it began does not matter
+            return bool(there) == bool(here)
+        return key in GENERAL and bool(here == GENERAL[key])
+
+    return [key for key in differs if key in DECISIVE and not is_general(key)]
 
 
 def _fill_vocabulary(weights: dict[str, Tensor], num_rows: int) -> dict[str, Tensor]:

@@ -49,7 +49,10 @@ LLAMA = {
 
 def gpt2():
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(**GPT2))
+    theirs = GPT2LMHeadModel(GPT2Config(**GPT2))
+    with torch.no_grad():
+        theirs.transformer.h[0].ln_1.bias.fill_(0.1)  # all others are 0
+    return theirs
 
 
 def scaled_dinov2():
@@ -178,6 +181,37 @@ def test_the_section_that_fits_is_told(gpt2_dir):
     config = transformer.Config(**section)
     assert config == transformer.Config(**TEXT)
     assert read_weights(gpt2_dir, config).differs == {}
+
+
+def test_an_untied_head_is_not_lost(tmp_path):
+    theirs = GPT2LMHeadModel(GPT2Config(**GPT2, tie_word_embeddings=False))
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="^model.tie_embeddings is False there, True here; the"):
+        read_weights(tmp_path, transformer.Config(**TEXT))
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"class_token": False, "pooling": "mean"}, "model.class_token is True there, False here;"),
+        ({"qk_norm": True}, "model.qk_norm is False there, True here;"),
+        ({"layer_scale": 0.1}, "model.layer_scale is 0.0 there, 0.1 here;"),
+        ({"positions": "sincos"}, "model.positions is learned there, sincos here;"),
+    ],
+)
+def test_encoders_that_compute_something_else(tmp_path, keys, told):
+    ViTForImageClassification(ViTConfig(**THEIR_IMAGES)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"^{told} the section that fits is model: "):
+        read_weights(tmp_path, vit.Config(**IMAGES | keys, num_classes=2, norm_epsilon=1e-12))
+
+
+def test_layer_scale_may_have_begun_elsewhere(tmp_path):
+    scaled_dinov2().save_pretrained(tmp_path)
+    config = vit.Config(**IMAGES, num_classes=2, layer_scale=1e-4)
+    found = read_weights(tmp_path, config)
+    assert found.differs == {"layer_scale": "1.0 there, 0.0001 here"}
+    scale = found.weights["encoder.blocks.0.attention_join.scale.weight"]
+    assert torch.equal(scale, torch.full((32,), 0.1))
 
 
 @pytest.mark.parametrize(

@@ -122,10 +122,21 @@ def test_biases_that_our_model_has_not_are_zeros_in_gpt2(write):
     ours, folder = write(transformer, transformer.Config(**SIZES, bias=False))
     theirs = load(AutoModelForCausalLM, folder)
     torch.testing.assert_close(theirs(tokens()).logits, ours(tokens()), rtol=1e-5, atol=1e-5)
+    assert_read_back(ours, folder)
     found = read_weights(folder, transformer.Config(**SIZES))
+    assert found.differs == {"bias": "False there, True here"}
     again = transformer.Model(transformer.Config(**SIZES)).eval()
-    again.load_state_dict(found.weights)
+    lacks = again.load_state_dict(found.weights, strict=False).missing_keys
+    assert all(name.endswith(".bias") for name in lacks)
     torch.testing.assert_close(again(tokens()), ours(tokens()), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_tied_head_may_be_untied(write):
+    ours, folder = write(transformer, transformer.Config(**SIZES))
+    untied = transformer.Model(transformer.Config(**SIZES, tie_embeddings=False)).eval()
+    untied.load_state_dict(read_weights(folder, untied.config).weights)
+    torch.testing.assert_close(untied(tokens()), ours(tokens()), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

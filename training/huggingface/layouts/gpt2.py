@@ -75,12 +75,11 @@ def write_config(config: Config) -> Json:
 
 
 def read_config(tree: Mapping[str, Any], read: Read) -> Json:
-    """The section `model`."""
-    del read
+    """The section `model`; biases that are all 0 are none."""
     tree = {**DEFAULTS, **tree}
     expect(tree, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
     expect(tree, add_cross_attention=False)
-    return {
+    section = {
         "vocab_size": tree["vocab_size"],
         "d_model": tree["n_embd"],
         "num_layers": tree["n_layer"],
@@ -91,9 +90,15 @@ def read_config(tree: Mapping[str, Any], read: Read) -> Json:
         "norm": "layernorm",
         "activation": lookup(tree, "activation_function", ACTIVATIONS),
         "tie_embeddings": tree["tie_word_embeddings"],
-        "bias": True,
         "norm_epsilon": tree["layer_norm_epsilon"],
     }
+    return section | {"bias": _has_biases(Config(**section), read)}
+
+
+def _has_biases(config: Config, read: Read) -> bool:
+    """Whether any bias is not 0."""
+    names = (name for entry in entries(config) for name in entry.theirs if name.endswith(".bias"))
+    return any(bool(read(name).any()) for name in names)
 
 
 def _block(config: Config, ours: str, theirs: str) -> Iterator[Entry]:

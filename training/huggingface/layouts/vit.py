@@ -46,5 +46,6 @@ def read_config(tree: Mapping[str, Any], read: Read) -> Json:
         "num_classes": image_encoder.read_num_classes(tree),
         **image_encoder.read_encoder_config(tree, read),
         "d_ff": tree["intermediate_size"],
+        "layer_scale": 0.0,
         "pooling": "class_token",
     }

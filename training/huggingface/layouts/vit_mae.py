@@ -72,6 +72,7 @@ def read_config(tree: Mapping[str, Any], read: Read) -> Json:
     tree = {**DEFAULTS, **tree}
     return image_encoder.read_encoder_config(tree, read) | {
         "d_ff": tree["intermediate_size"],
+        "layer_scale": 0.0,
         "mask_ratio": tree["mask_ratio"],
         "decoder_d_model": tree["decoder_hidden_size"],
         "decoder_num_layers": tree["decoder_num_hidden_layers"],
