@@ -57,7 +57,8 @@ def test_a_run_on_text(cli, text_run, dataset_dir, tmp_path):
     theirs = AutoModelForCausalLM.from_pretrained(out).eval()
     tokenizer = AutoTokenizer.from_pretrained(out)
     prompt = "the mill"
-    (tokens,) = tokenizer(prompt, return_tensors="pt").input_ids.tolist()
+    inputs = tokenizer(prompt, return_tensors="pt")
+    (tokens,) = inputs["input_ids"].tolist()
     assert tokens == codec.encode(prompt)
     assert tokenizer.decode(tokens) == prompt
     assert tokenizer.eos_token_id == tokenizer.bos_token_id == codec.end_of_document
@@ -65,7 +66,7 @@ def test_a_run_on_text(cli, text_run, dataset_dir, tmp_path):
     batch = torch.tensor([tokens])
     torch.testing.assert_close(theirs(batch).logits, trained.model(batch), rtol=1e-5, atol=1e-5)
     assert theirs.generation_config.suppress_tokens == list(range(codec.end_of_document + 1, 32))
-    text = theirs.generate(batch, do_sample=False, max_new_tokens=8)
+    text = theirs.generate(**inputs, do_sample=False, max_new_tokens=8)
     assert text[0].tolist() == likeliest(trained.model, tokens, codec, num_tokens=8)
 
 

@@ -26,6 +26,8 @@ def tokenizer_files(content: bytes, *, end_of_document: int, context_tokens: int
         "eos_token": token,
         "model_max_length": context_tokens,
         "clean_up_tokenization_spaces": False,
+        # Version 4 gives token types too, which GPT-2 would add to the embedding as tokens.
+        "model_input_names": ["input_ids", "attention_mask"],
     }
     if tree["model"].get("unk_token") is not None:
         described["unk_token"] = tree["model"]["unk_token"]

@@ -62,6 +62,7 @@ def test_byte_pairs(load, byte_pairs, model_type):
         assert theirs.decode(ids) == text
     assert theirs.bos_token == theirs.eos_token == END
     assert theirs.unk_token is None
+    assert set(theirs("the mill")) == {"input_ids", "attention_mask"}
     assert theirs.model_max_length == 64
 
 
