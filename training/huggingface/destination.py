@@ -67,8 +67,10 @@ def _own_files(out: Path) -> set[str]:
 def _mark(folder: Path, about: dict[str, Any]) -> None:
     files = {path.name: _row(path) for path in sorted(folder.iterdir())}
     (folder / MARKER).write_text(json.dumps(about | {"files": files}, indent=1) + "\n")
-    for path in (*folder.iterdir(), folder):
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~_umask())  # safetensors writes for one user alone
         _sync(path)
+    _sync(folder)
 
 
 def _row(path: Path) -> dict[str, Any]:

@@ -33,6 +33,17 @@ def test_written_and_replaced(tmp_path):
     assert list(out.parent.iterdir()) == [out]
 
 
+def test_others_may_read_it(tmp_path):
+    previous = os.umask(0o022)
+    try:
+        with whole_folder(tmp_path / "out", {}) as folder:
+            (folder / "a").touch(mode=0o600)
+    finally:
+        os.umask(previous)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o644}
+
+
 def test_a_fault_leaves_what_was_there(tmp_path):
     out = tmp_path / "out"
     with pytest.raises(RuntimeError, match="fault"), whole_folder(out, {}) as folder:
