@@ -48,9 +48,10 @@ class Appearance:
         return cls(own, mirrored, pixels, packed[_HEAD.size :])
 
 
-def appearance(image: PIL.Image.Image, stored_size: tuple[int, int]) -> Appearance:
-    """The appearance of decoded pixels; `stored_size` is that of the image before any shrinking."""
-    grey = image.convert("L").resize((SIDE, SIDE), PIL.Image.Resampling.LANCZOS, reducing_gap=2.0)
+def appearance(pixels: npt.NDArray[np.uint8], stored_size: tuple[int, int]) -> Appearance:
+    """The appearance of pixels (height, width, 3); `stored_size` is from before any scaling."""
+    grey = PIL.Image.fromarray(pixels).convert("L")
+    grey = grey.resize((SIDE, SIDE), PIL.Image.Resampling.LANCZOS, reducing_gap=2.0)
     values = np.asarray(grey)
     waves = _COSINES @ values.astype(np.int64) @ _COSINES.T
     return Appearance(

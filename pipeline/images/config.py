@@ -14,7 +14,7 @@ class ImagePipelineConfig(PipelineConfig):
 
     kind: ClassVar[str] = "image"
     """One image a sample."""
-    libraries: ClassVar[tuple[str, ...]] = ("pillow",)
+    libraries: ClassVar[tuple[str, ...]] = ("pillow", "simplejpeg", "cykooz-resizer")
     """What decodes, resizes and encodes."""
 
     images: ProcessConfig = field(default_factory=ProcessConfig)

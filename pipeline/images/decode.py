@@ -14,13 +14,18 @@
 
 import io
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 import PIL.Image
-import PIL.ImageCms
 import PIL.ImageFile
+
+from pipeline.images import jpeg
+from pipeline.images.colours import Transform, to_srgb
+
+Pixels = npt.NDArray[np.uint8]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """By content, whatever the name says; cameras' MPO files are JPEG with more behind it."""
@@ -63,8 +68,11 @@ class Config:
 class Decoded:
     """An image that could be decoded."""
 
-    pixels: PIL.Image.Image
-    """Of mode RGB, upright."""
+    pixels: Pixels
+    """(height, width, 3), upright."""
+    conversion: Transform | None
+    """What brings the colours into sRGB, left to be done behind a resize, where pixels are fewer;
+    None: they are sRGB."""
     format: str
     """In which it was stored, one of `FORMATS`."""
     untouched: bool
@@ -85,6 +93,8 @@ class BadImage:
 class Opened:
     """An image of which only the header was read."""
 
+    encoded: bytes
+    """The file."""
     image: PIL.Image.Image
     """Not decoded yet."""
     orientation: int
@@ -110,7 +120,7 @@ def open_image(encoded: bytes, config: Config) -> Opened | BadImage:
     if image.width * image.height > config.max_pixels:
         found = f"{image.width} x {image.height} pixels"
         return BadImage("too_many_pixels", f"{found}; images.decode.max_pixels={config.max_pixels}")
-    return Opened(image, _orientation(image))
+    return Opened(encoded, image, _orientation(image))
 
 
 def load(opened: Opened, config: Config, *, wished_side: int = 0) -> Decoded | BadImage:
@@ -135,22 +145,52 @@ def decode(encoded: bytes, config: Config) -> Decoded | BadImage:
 
 
 def _load(opened: Opened, config: Config, wished_side: int) -> Decoded | BadImage:
+    shrink = _shrink(opened.image, wished_side)
+    return _load_jpeg(opened, shrink) or _load_any(opened, config, shrink)
+
+
+def _shrink(image: PIL.Image.Image, wished_side: int) -> int:
+    """By how much a JPEG is divided while it is decoded."""
+    if not wished_side or image.format not in ("JPEG", "MPO"):
+        return 1
+    least = SHRINK_MARGIN * wished_side
+    return next((by for by in (8, 4, 2) if min(image.size) >= by * least), 1)
+
+
+def _load_jpeg(opened: Opened, shrink: int) -> Decoded | None:
+    """The usual JPEG; None for what is not, or has a fault."""
+    image, profile = opened.image, opened.image.info.get("icc_profile")
+    if image.format != "JPEG" or not (image.mode == "RGB" or image.mode == "L" and not profile):
+        return None
+    pixels = jpeg.decode(opened.encoded, image.size, shrink=shrink)
+    if pixels is None:
+        return None
+    turn, conversion = _TURNS.get(opened.orientation), to_srgb(profile, image.mode)
+    return Decoded(
+        pixels=pixels if turn is None else turn(pixels),
+        conversion=conversion,
+        format="JPEG",
+        untouched=image.mode == "RGB" and shrink == 1 and turn is None and conversion is None,
+    )
+
+
+def _load_any(opened: Opened, config: Config, shrink: int) -> Decoded | BadImage:
     image, stored = opened.image, opened.image.size
-    if wished_side and image.format in ("JPEG", "MPO"):
-        scale = SHRINK_MARGIN * wished_side / min(stored)
-        image.draft(image.mode, (math.ceil(stored[0] * scale), math.ceil(stored[1] * scale)))
+    if shrink > 1:
+        image.draft(image.mode, (stored[0] // shrink, stored[1] // shrink))
     PIL.ImageFile.LOAD_TRUNCATED_IMAGES = config.accept_truncated
     image.load()
     if image.mode in ("I", "F"):
         return BadImage("unsupported_pixels", f"mode {image.mode}: 32 bits of unknown range")
     turn = _TURNS.get(opened.orientation)
-    upright = image if turn is None else image.transpose(turn)
-    pixels = _rgb(upright, image.info.get("icc_profile"), config.background)
+    colours = _rgb(image, image.info.get("icc_profile"), config.background)
+    pixels = np.asarray(colours)
     animated = getattr(image, "n_frames", 1) > 1
     return Decoded(
-        pixels=pixels,
+        pixels=pixels if turn is None else turn(pixels),
+        conversion=None,
         format="JPEG" if image.format == "MPO" else str(image.format),
-        untouched=pixels is image and image.size == stored and not animated,
+        untouched=colours is image and turn is None and image.size == stored and not animated,
     )
 
 
@@ -162,14 +202,14 @@ def _orientation(image: PIL.Image.Image) -> int:
     return found if found in _TURNS else 1
 
 
-_TURNS = {
-    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-    3: PIL.Image.Transpose.ROTATE_180,
-    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-    5: PIL.Image.Transpose.TRANSPOSE,
-    6: PIL.Image.Transpose.ROTATE_270,
-    7: PIL.Image.Transpose.TRANSVERSE,
-    8: PIL.Image.Transpose.ROTATE_90,
+_TURNS: dict[int, Callable[[Pixels], Pixels]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels.swapaxes(0, 1)[:, ::-1],
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels.swapaxes(0, 1)[::-1],
 }
 
 
@@ -182,7 +222,8 @@ def _rgb(
     alpha = _alpha(image)
     if image.mode in ("1", "P", "PA", "LA", "RGBA", "RGBa", "La"):
         image = image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
-    image = _to_srgb(image, profile) if profile else image
+    conversion = to_srgb(profile, image.mode)
+    image = image if conversion is None else conversion.apply(image)
     if image.mode != "RGB":
         image = image.convert("RGB")
     if alpha is None:
@@ -198,25 +239,6 @@ def _alpha(image: PIL.Image.Image) -> PIL.Image.Image | None:
     if has_channel or "transparency" in image.info and image.mode in ("1", "L", "P", "RGB"):
         return image.convert("RGBA").getchannel("A")
     return None
-
-
-def _to_srgb(image: PIL.Image.Image, profile: bytes) -> PIL.Image.Image:
-    try:
-        transform = _transform(profile, image.mode)
-        return image if transform is None else transform.apply(image)
-    except (PIL.ImageCms.PyCMSError, OSError, ValueError):
-        return image  # damaged, or of another colour space than the pixels: counts as none
-
-
-@lru_cache(maxsize=16)
-def _transform(profile: bytes, mode: str) -> PIL.ImageCms.ImageCmsTransform | None:
-    """None where the profile is sRGB itself, as most are."""
-    source = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    description = source.profile.profile_description or ""
-    if mode == "RGB" and description.startswith("sRGB"):
-        return None
-    srgb = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB"))
-    return PIL.ImageCms.ImageCmsTransform(source, srgb, mode, "RGB")
 
 
 def _bad(error: Exception) -> BadImage:

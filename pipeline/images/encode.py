@@ -4,7 +4,11 @@ import io
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import PIL.Image
+
+from pipeline.images import jpeg
 
 EXTENSIONS = {"JPEG": "jpg", "WEBP": "webp", "PNG": "png"}
 """Of the member of a sample, by format."""
@@ -26,19 +30,14 @@ class Config:
             raise ValueError(f"quality: {self.quality}; 1 to 100 are allowed")
 
 
-def encode(pixels: PIL.Image.Image, config: Config) -> bytes:
-    """Encode pixels of mode RGB."""
+def encode(pixels: npt.NDArray[np.uint8], config: Config) -> bytes:
+    """Encode pixels (height, width, 3)."""
+    pixels = np.ascontiguousarray(pixels)
+    if config.format == "JPEG":
+        return jpeg.encode(pixels, quality=config.quality)
     options: dict[str, Any] = {"quality": config.quality}
     if config.format == "PNG":
         options = {"compress_level": 6}
     file = io.BytesIO()
-    clean = pixels if not pixels.info else _without_info(pixels)
-    clean.save(file, config.format, **options)
+    PIL.Image.fromarray(pixels).save(file, config.format, **options)
     return file.getvalue()
-
-
-def _without_info(pixels: PIL.Image.Image) -> PIL.Image.Image:
-    """What decoders noted about a file would be written into the new one."""
-    clean = pixels.copy()
-    clean.info = {}
-    return clean

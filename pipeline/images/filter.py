@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 import numpy as np
+import numpy.typing as npt
 import PIL.Image
 
 from pipeline.images.decode import BadImage
@@ -23,7 +24,8 @@ class Config:
     min_bytes: int = 0
     """Smallest file, bytes."""
     min_deviation: float = 0.0
-    """Smallest standard deviation of the grey values, 0 to 127: below it nothing is to be seen."""
+    """Smallest standard deviation of the grey values of the scaled image, 0 to 127: below it
+    nothing is to be seen."""
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -48,11 +50,11 @@ def check_size(num_bytes: int, width: int, height: int, config: Config) -> BadIm
     return None
 
 
-def check_content(pixels: PIL.Image.Image, config: Config) -> BadImage | None:
-    """Whether an image shows anything."""
+def check_content(pixels: npt.NDArray[np.uint8], config: Config) -> BadImage | None:
+    """Whether pixels (height, width, 3) show anything."""
     if not config.min_deviation:
         return None
-    deviation = float(np.asarray(pixels.convert("L")).std())
+    deviation = float(np.asarray(PIL.Image.fromarray(pixels).convert("L")).std())
     if deviation >= config.min_deviation:
         return None
     return BadImage("near_constant", f"deviation {deviation:.2f}; {config.min_deviation}")

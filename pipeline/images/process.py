@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from pipeline.images.appearance import appearance
+from pipeline.images.colours import convert
 from pipeline.images.decode import BadImage, load, open_image
 from pipeline.images.decode import Config as DecodeConfig
 from pipeline.images.encode import Config as EncodeConfig
@@ -10,7 +11,7 @@ from pipeline.images.encode import encode
 from pipeline.images.filter import Config as FilterConfig
 from pipeline.images.filter import check_content, check_size
 from pipeline.images.resize import Config as ResizeConfig
-from pipeline.images.resize import resize, scaled_size, shorter_side
+from pipeline.images.resize import fit, scale, scaled_size, shorter_side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +67,12 @@ def process(encoded: bytes, config: Config, *, look: bool = False) -> Outcome:
     decoded = load(opened, config.decode, wished_side=wished)
     if isinstance(decoded, BadImage):
         return "decode", decoded
-    if bad := check_content(decoded.pixels, config.filter):
+    scaled = convert(scale(decoded.pixels, scaled_size(*size, config.resize)), decoded.conversion)
+    if bad := check_content(scaled, config.filter):
         return "filter", bad
-    seen = appearance(decoded.pixels, size).pack() if look else b""
-    result = resize(decoded.pixels, scaled_size(*size, config.resize), config.resize)
+    seen = appearance(scaled, size).pack() if look else b""
+    result = fit(scaled, config.resize)
     untouched = decoded.untouched and result is decoded.pixels
     if untouched and config.encode.keep_untouched and decoded.format == config.encode.format:
         return Processed(encoded, *size, seen)
-    return Processed(encode(result, config.encode), result.width, result.height, seen)
+    return Processed(encode(result, config.encode), result.shape[1], result.shape[0], seen)

@@ -1,9 +1,22 @@
-"""Resizing: sizes by stated rules, antialiased by Pillow's convolution with a Lanczos kernel."""
+"""Resizing: sizes by stated rules, antialiased by convolution with a Lanczos kernel.
+
+The kernel is that of fast_image_resize: whole numbers with the CPU's vectors, a sixth of Pillow's
+time for the same pixels to 1 in 255.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
 
-import PIL.Image
+import numpy as np
+import numpy.typing as npt
+from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
+
+Pixels = npt.NDArray[np.uint8]
+
+LARGE_BYTES = 2**24
+_LANCZOS = ResizeOptions(ResizeAlg.convolution(FilterType.lanczos3))
+_RESIZER = Resizer()
+"""Keeps the memory between its two passes, which a new one would take from the system each time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,23 +62,36 @@ def shorter_side(width: int, height: int, config: Config) -> int:
     return wished if wished < min(width, height) else 0
 
 
-def resize(image: PIL.Image.Image, size: tuple[int, int], config: Config) -> PIL.Image.Image:
-    """Scale an image to `size`, which `scaled_size` gave, then cut or pad it."""
-    if image.size != size:
-        image = image.resize(size, PIL.Image.Resampling.LANCZOS)
-    if config.mode == "center_crop" and image.width != image.height:
-        return _crop(image, min(config.size, *image.size))
-    if config.mode == "pad" and image.size != (config.size, config.size):
-        return _pad(image, config.size, config.border)
-    return image
+def scale(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """Pixels (height, width, 3) at another size, which `scaled_size` gave.
+
+    Raises:
+        MemoryError: the memory of this process does not suffice.
+    """
+    height, width = pixels.shape[:2]
+    if (width, height) == size:
+        return pixels
+    needed = 2 * pixels.nbytes + 3 * size[1] * (width + 2 * size[0])
+    is_large = needed > LARGE_BYTES
+    if is_large:
+        bytearray(needed)  # raises where memory does not suffice; the kernel would end the process
+    source = ImageData(width, height, PixelType.U8x3, pixels.tobytes())
+    target = ImageData(*size, PixelType.U8x3)
+    (Resizer() if is_large else _RESIZER).resize(source, target, _LANCZOS)
+    return np.frombuffer(target.get_buffer(), np.uint8).reshape(size[1], size[0], 3)
 
 
-def _pad(image: PIL.Image.Image, side: int, border: tuple[int, ...]) -> PIL.Image.Image:
-    square = PIL.Image.new("RGB", (side, side), border)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
-
-
-def _crop(image: PIL.Image.Image, side: int) -> PIL.Image.Image:
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+def fit(pixels: Pixels, config: Config) -> Pixels:
+    """Cut or pad scaled pixels to the square that `center_crop` and `pad` give."""
+    height, width = pixels.shape[:2]
+    if config.mode == "center_crop" and width != height:
+        side = min(config.size, width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        return pixels[top : top + side, left : left + side]
+    if config.mode == "pad" and (width, height) != (config.size, config.size):
+        square = np.empty((config.size, config.size, 3), np.uint8)
+        square[:] = config.border
+        left, top = (config.size - width) // 2, (config.size - height) // 2
+        square[top : top + height, left : left + width] = pixels
+        return square
+    return pixels

@@ -14,11 +14,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from pipeline.images.decode import BadImage
 from pipeline.images.process import Outcome
-from pipeline.images.sandbox_child import OUT_OF_MEMORY, receive, send, unpack_outcome
+from pipeline.images.sandbox_child import OUT_OF_MEMORY, complete, send, unpack_outcome
 
 HELD_BYTES = 64 * 2**20
 """What a larger batch took of memory is given back behind it."""
@@ -50,9 +49,9 @@ class Sandbox:
         self.limits = limits
         self._child: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket
-        self._answers: BinaryIO
-        self._batch = os.memfd_create("images")
-        """Holds the bytes of a batch: through the socket they would be copied four times."""
+        self._batch, self._answers = os.memfd_create("images"), os.memfd_create("answers")
+        """Hold the bytes of a batch and its outcomes: through the socket all would be copied four
+        times, and both processes would wake up for each image."""
 
     def map(self, images: Sequence[bytes | memoryview]) -> list[Outcome]:
         """The outcome of each image, in order."""
@@ -69,6 +68,7 @@ class Sandbox:
         """End the child and give everything back."""
         self._end()
         os.close(self._batch)
+        os.close(self._answers)
 
     def _attempt(
         self, images: Sequence[bytes | memoryview]
@@ -76,19 +76,20 @@ class Sandbox:
         """The outcomes up to the end, or up to an image at which the child died, and why."""
         if self._child is None:
             self._start()
-        outcomes: list[Outcome] = []
+        failure = None
         try:
             send(self._socket, pickle.dumps(self._write(images)))
-            for _ in images:
-                outcomes.append(unpack_outcome(receive(self._answers)))
+            self._wait()
         except TimeoutError:
-            return outcomes, self._stalled()
+            failure = self._stalled()
         except (EOFError, OSError):
-            return outcomes, self._died()
-        return outcomes, None
+            failure = self._died()
+        answers = os.pread(self._answers, os.fstat(self._answers).st_size, 0)
+        return [unpack_outcome(message) for message in complete(answers)], failure
 
     def _write(self, images: Sequence[bytes | memoryview]) -> list[int]:
-        """Put a batch where the child reads it; returns the sizes."""
+        """Put a batch where the child reads it, and make place for answers; returns the sizes."""
+        os.ftruncate(self._answers, 0)
         if os.fstat(self._batch).st_size > HELD_BYTES:
             os.ftruncate(self._batch, 0)
         start = 0
@@ -97,9 +98,28 @@ class Sandbox:
         assert start == sum(map(len, images)), "a batch was not written whole"
         return list(map(len, images))
 
+    def _wait(self) -> None:
+        """Until the child says a word.
+
+        Raises:
+            EOFError: it is gone.
+            TimeoutError: it has not answered for as long as a child may stall.
+        """
+        answered = -1
+        while True:
+            try:
+                if self._socket.recv(1):
+                    return
+            except TimeoutError:
+                before, answered = answered, os.fstat(self._answers).st_size
+                if answered == before:
+                    raise
+            else:
+                raise EOFError
+
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        shared = [theirs.fileno(), self._batch]
+        shared = [theirs.fileno(), self._batch, self._answers]
         self._child = subprocess.Popen(
             [sys.executable, "-m", "pipeline.images.sandbox_child", *map(str, shared)],
             stdin=subprocess.DEVNULL,
@@ -109,10 +129,10 @@ class Sandbox:
             env=_environment(),
         )
         theirs.close()
-        self._socket, self._answers = ours, ours.makefile("rb")
+        self._socket = ours
         try:
             send(ours, pickle.dumps((os.getpid(), self.function, self.limits)))
-            receive(self._answers)
+            self._wait()
         except (EOFError, OSError):
             code = self._child.wait()
             raise RuntimeError(f"the decoding process ended at its start with {code}") from None
@@ -120,7 +140,6 @@ class Sandbox:
 
     def _end(self) -> None:
         if self._child is not None:
-            self._answers.close()
             self._socket.close()
             self._child.kill()
             self._child.wait()

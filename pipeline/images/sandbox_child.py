@@ -13,7 +13,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
@@ -24,28 +24,34 @@ from pipeline.images.process import Outcome, Processed
 OUT_OF_MEMORY = 77
 """Exit code; the memory of a process that met its limit is in no state to go on with."""
 POLL_SECONDS = 0.5
+DONE = b"."
+"""What the child says when it is ready, and at the end of each batch."""
+_LENGTH = struct.Struct("<Q")
 
 
-def main(descriptor: int, images: int) -> None:
+def main(descriptor: int, images: int, answers: int) -> None:
+    """Read batches from one file, write their outcomes to another, and say when they are done."""
     connection = socket.socket(fileno=descriptor)
     messages = connection.makefile("rb")
     parent, function, limits = pickle.loads(receive(messages))  # our parent is no stranger
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the build, which ends us
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
-    send(connection, b"ready")
+    connection.sendall(DONE)
     while True:
         try:
             sizes = pickle.loads(receive(messages))
         except EOFError:
             return
         _limit_memory(limits.memory_mib << 20)
-        start = 0
+        start = place = 0
         for size in sizes:
             image = os.pread(images, size, start)
-            send(connection, _answer(image, function, limits.cpu_seconds))
             start += size
+            for part in framed(_answer(image, function, limits.cpu_seconds)):
+                place += os.pwrite(answers, part, place)
         _limit_memory(None)
+        connection.sendall(DONE)
 
 
 def _answer(image: bytes, function: Callable[[bytes], Outcome], cpu_seconds: float) -> bytes:
@@ -62,9 +68,25 @@ def _answer(image: bytes, function: Callable[[bytes], Outcome], cpu_seconds: flo
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
+def framed(message: bytes) -> tuple[bytes, bytes]:
+    """A message behind its length."""
+    return _LENGTH.pack(len(message)), message
+
+
+def complete(messages: bytes) -> Iterator[bytes]:
+    """Framed messages one behind the other, up to one that a death has cut off."""
+    start = 0
+    while len(messages) >= start + _LENGTH.size:
+        (size,) = _LENGTH.unpack_from(messages, start)
+        start += _LENGTH.size + size
+        if start > len(messages):
+            return
+        yield messages[start - size : start]
+
+
 def send(connection: socket.socket, message: bytes) -> None:
-    """Send a message behind its length."""
-    connection.sendall(struct.pack("<Q", len(message)) + message)
+    """Send a framed message."""
+    connection.sendall(b"".join(framed(message)))
 
 
 def receive(messages: BinaryIO) -> bytes:
@@ -73,10 +95,10 @@ def receive(messages: BinaryIO) -> bytes:
     Raises:
         EOFError: the other side is gone.
     """
-    head = messages.read(8)
-    size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+    head = messages.read(_LENGTH.size)
+    size = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else 0
     message = messages.read(size)
-    if len(head) < 8 or len(message) < size:
+    if len(head) < _LENGTH.size or len(message) < size:
         raise EOFError
     return message
 
@@ -116,4 +138,4 @@ def _exit_with_parent(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(*map(int, sys.argv[1:]))

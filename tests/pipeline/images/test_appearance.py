@@ -4,7 +4,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from pipeline.images.appearance import Appearance, appearance
+from pipeline.images import appearance as module
+from pipeline.images.appearance import Appearance
+
+
+def appearance(image, stored_size):
+    return module.appearance(np.asarray(image), stored_size)
 
 
 def picture(seed=0, size=(300, 200)):

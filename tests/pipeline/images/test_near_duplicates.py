@@ -38,7 +38,7 @@ def name(number):
 def write(work, portion, images, validates=None):
     """A portion of (number, image): its sketches."""
     keys = pa.array([name(number) for number, _ in images], SKETCHES.field("key").type)
-    seen = [appearance(image, image.size).pack() for _, image in images]
+    seen = [appearance(np.asarray(image), image.size).pack() for _, image in images]
     rows = sketch_rows(keys, np.arange(len(images)) + 1, seen)
     if validates is not None:
         rows = rows.append_column(MARK, pa.array([validates] * len(images)))
@@ -97,7 +97,7 @@ def test_mirror_images_by_choice(work):
 def test_radius_and_correlation_have_their_effect(work):
     cropped = crop(picture(3), 5)
     write(work, 0, [(1, picture(3)), (2, cropped)])
-    pair = [appearance(image, (1, 1)) for image in (picture(3), cropped)]
+    pair = [appearance(np.asarray(image), (1, 1)) for image in (picture(3), cropped)]
     distance = (pair[0].hash ^ pair[1].hash).bit_count()
     assert distance == 2
     assert run(work, 1) == {2: (1, 2)}
@@ -134,7 +134,7 @@ def test_what_hangs_together_is_one_cluster(work):
     write(work, 0, list(enumerate(chain)))
     found = run(work, 1)
     assert {key: kept for key, (kept, _) in found.items()} == dict.fromkeys(range(1, 5), 0)
-    ends = [appearance(image, (1, 1)).hash for image in (chain[0], chain[-1])]
+    ends = [appearance(np.asarray(image), (1, 1)).hash for image in (chain[0], chain[-1])]
     assert found[4][1] == (ends[0] ^ ends[1]).bit_count() > CONFIG.radius
 
 

@@ -20,7 +20,9 @@ from pipeline.images.sandbox_child import pack_outcome, unpack_outcome
 DECODER = """
 import os, signal, time
 from pathlib import Path
+import numpy as np
 from pipeline.images.process import Processed
+from pipeline.images.resize import scale
 
 def decode(image, log):
     with open(log, "a") as file:
@@ -40,6 +42,8 @@ def decode(image, log):
         held = []
         while True:
             held.append(bytes(10_000_000))
+    if image == b"scale":
+        scale(np.zeros((4000, 4000, 3), np.uint8), (100, 100))
     if image == b"once" and Path(log).read_text().count("once") == 1:
         os.kill(os.getpid(), signal.SIGSEGV)
     if image == b"raise":
@@ -81,6 +85,7 @@ def good(image):
         (b"leave", "decoder_crashed", "exit code 3"),
         (b"loop", "too_slow", "CPU time above images.decode.time_limit_seconds=0.3"),
         (b"allocate", "out_of_memory", "memory above images.decode.memory_mib=64"),
+        (b"scale", "out_of_memory", "memory above images.decode.memory_mib=64"),
         (b"raise", "decoder_crashed", "ValueError: odd image"),
     ],
 )
