@@ -23,7 +23,15 @@ ALLOWED = {
     "configs": {"omegaconf", "yaml", "configs"},
     "training.layers": {"torch", "training.layers"},
     "training.models": {"torch", "training.layers", "training.models"},
-    "training.augment": {"torch", "numpy", "PIL", "training.augment", "training.data.order"},
+    "training.augment": {
+        "torch",
+        "numpy",
+        "PIL",
+        "simplejpeg",
+        "cykooz_resizer",
+        "training.augment",
+        "training.data.order",
+    },
     "training.data": {
         "torch",
         "numpy",

@@ -4,29 +4,20 @@ A pure function of the bytes, the recipe and the key of the sample; runs in load
 need neither torch nor a config library.
 """
 
-import io
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
-from PIL.JpegImagePlugin import JpegImageFile
 
-from training.augment.crop import Box, center_box, padded_offset, random_box
+from training.augment.crop import center_box, padded_offset, random_box
 from training.augment.draws import Draws, Purpose
 from training.augment.erasing import erase
 from training.augment.policies import auto_augment_cifar10, rand_augment
-from training.augment.upright import open_upright
-
-FORMATS = ("JPEG", "PNG", "WEBP")
-"""What a dataset holds, upright and in RGB."""
+from training.augment.stored import Stored, open_stored, resized
 
 Pixels = npt.NDArray[np.uint8]
-
-REDUCING_GAP = 2.0
-"""A reduced decoding stays so many times larger than wished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,63 +58,48 @@ def render(encoded: bytes | memoryview, recipe: Recipe, key: int) -> Pixels:
     Raises:
         Exception: whatever decoders raise for damaged bytes.
     """
-    image = _opened(encoded) if recipe.of_dataset else open_upright(encoded)
-    square = _square(image, recipe, Draws(key, Purpose.CROP))
+    stored = open_stored(encoded, of_dataset=recipe.of_dataset)
+    pixels = _square(stored, recipe, Draws(key, Purpose.CROP))
     if recipe.horizontal_flip and Draws(key, Purpose.FLIP).chance(recipe.horizontal_flip):
-        square = square.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
-    square = _follow_policy(square, recipe, key)
-    if not recipe.erasing:
-        return np.asarray(square)
-    pixels = np.array(square)
-    draws = Draws(key, Purpose.ERASING)
-    if draws.chance(recipe.erasing):
-        erase(pixels, draws)
+        pixels = pixels[:, ::-1]
+    if recipe.policy != "none":
+        pixels = np.asarray(_follow_policy(PIL.Image.fromarray(pixels), recipe, key))
+    if recipe.erasing:
+        draws = Draws(key, Purpose.ERASING)
+        if draws.chance(recipe.erasing):
+            pixels = pixels.copy()
+            erase(pixels, draws)
     return pixels
 
 
-def _opened(encoded: bytes | memoryview) -> PIL.Image.Image:
-    return PIL.Image.open(io.BytesIO(encoded), formats=FORMATS)
-
-
-def _square(image: PIL.Image.Image, recipe: Recipe, draws: Draws) -> PIL.Image.Image:
-    width, height = image.size
+def _square(stored: Stored, recipe: Recipe, draws: Draws) -> Pixels:
+    width, height = stored.size
     if recipe.crop == "random_resized":
         box = random_box(
             width, height, draws, area=recipe.area, max_aspect_ratio=recipe.max_aspect_ratio
         )
-        return _resized(image, box, recipe.size)
+        return resized(stored, box, recipe.size)
     if recipe.crop == "center":
-        return _resized(image, center_box(width, height, recipe.crop_ratio), recipe.size)
-    square = _resized(image, center_box(width, height, 1.0), recipe.size)
-    right, down = padded_offset(recipe.padding, draws)
-    return square.crop((right, down, right + recipe.size, down + recipe.size))  # black outside
+        return resized(stored, center_box(width, height, recipe.crop_ratio), recipe.size)
+    square = resized(stored, center_box(width, height, 1.0), recipe.size)
+    return _shifted(square, *padded_offset(recipe.padding, draws))
 
 
-def _resized(image: PIL.Image.Image, box: Box, size: int) -> PIL.Image.Image:
-    """The box at (size, size): bicubic, antialiased.
+def _shifted(pixels: Pixels, right: int, down: int) -> Pixels:
+    """What a window over the square shows that is moved right and down; black outside."""
+    size = len(pixels)
+    shown = np.zeros_like(pixels)
+    (to_y, from_y), (to_x, from_x) = (_overlap(size, by) for by in (down, right))
+    shown[to_y, to_x] = pixels[from_y, from_x]
+    return shown
 
-    A JPEG is decoded at 1/2, 1/4 or 1/8 where the box stays twice as large as wished: 41 dB of
-    what the whole image gives, for a third of the time; down to its size it would be 36 dB.
-    """
-    width, height = image.size
-    across, down = box[2] - box[0], box[3] - box[1]
-    if isinstance(image, JpegImageFile) and min(across, down) >= 2 * REDUCING_GAP * size:
-        least = REDUCING_GAP * size
-        wished = math.ceil(width * least / across), math.ceil(height * least / down)
-        image.draft(image.mode, wished)
-    image.load()
-    colours = image if image.mode == "RGB" else image.convert("RGB")
-    x, y = colours.width / width, colours.height / height
-    right, bottom = min(box[2] * x, colours.width), min(box[3] * y, colours.height)
-    exact = (box[0] * x, box[1] * y, right, bottom)
-    if colours.size == (size, size) and exact == (0.0, 0.0, float(size), float(size)):
-        return colours
-    return colours.resize((size, size), PIL.Image.Resampling.BICUBIC, box=exact)
+
+def _overlap(size: int, by: int) -> tuple[slice, slice]:
+    """Along one side, where pixels come to and where from."""
+    return slice(max(0, -by), size - max(0, by)), slice(max(0, by), size - max(0, -by))
 
 
 def _follow_policy(image: PIL.Image.Image, recipe: Recipe, key: int) -> PIL.Image.Image:
-    if recipe.policy == "none":
-        return image
     draws = Draws(key, Purpose.POLICY)
     if recipe.policy == "auto_augment_cifar10":
         return auto_augment_cifar10(image, draws, fill=recipe.fill)

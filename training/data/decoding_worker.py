@@ -1,9 +1,11 @@
-"""A loader worker: decodes and augments images that come over a socket; needs no torch.
+"""A loader worker: decodes and augments images that it shares memory with; needs no torch.
 
-`python -m training.data.decoding_worker FD`. It ends when the other side of the socket does, so
-that none outlives a run that was killed.
+`python -m training.data.decoding_worker SOCKET IMAGES PIXELS`, three file descriptors. It ends when
+the other side of the socket does, so that none outlives a run that was killed.
 """
 
+import mmap
+import os
 import sys
 from multiprocessing.connection import Connection
 
@@ -14,29 +16,36 @@ from training.augment.recipe import Recipe, render
 
 
 def main() -> None:
-    """Answer each job with its pixels and faults, until there is nobody to answer."""
-    connection = Connection(int(sys.argv[1]))
+    """Answer each job with its faults, the pixels made, until there is nobody to answer."""
+    descriptor, images, shared = map(int, sys.argv[1:])
+    connection = Connection(descriptor)
+    memory = mmap.mmap(-1, 1)
     try:
         while True:
-            pixels, faults = decode(*connection.recv())
-            connection.send(faults)
-            connection.send_bytes(pixels.data.cast("B"))  # one dimension: its length is sent
+            sizes, keys, recipe = connection.recv()
+            shape = (len(sizes), recipe.size, recipe.size, 3)
+            if len(memory) < (needed := len(sizes) * recipe.size**2 * 3):
+                os.ftruncate(shared, needed)
+                memory = mmap.mmap(shared, needed)
+            pixels = np.ndarray(shape, np.uint8, memory)
+            connection.send(decode(images, sizes, keys, recipe, pixels))
     except (EOFError, ConnectionError):
         return
 
 
 def decode(
-    encoded: list[bytes], keys: list[int], recipe: Recipe
-) -> tuple[npt.NDArray[np.uint8], dict[int, str]]:
-    """Pixels (images, size, size, 3), and by number what is wrong with those that stay black."""
-    pixels = np.zeros((len(encoded), recipe.size, recipe.size, 3), np.uint8)
-    faults = {}
-    for number, (image, key) in enumerate(zip(encoded, keys, strict=True)):
+    images: int, sizes: list[int], keys: list[int], recipe: Recipe, pixels: npt.NDArray[np.uint8]
+) -> dict[int, str]:
+    """Fill pixels (images, size, size, 3); by number what is wrong with those that stay black."""
+    faults, start = {}, 0
+    for number, (size, key) in enumerate(zip(sizes, keys, strict=True)):
         try:
-            pixels[number] = render(image, recipe, key)
+            pixels[number] = render(os.pread(images, size, start), recipe, key)
         except Exception as error:  # noqa: BLE001 - decoders raise whatever they like
+            pixels[number] = 0
             faults[number] = f"{type(error).__name__}: {error}"
-    return pixels, faults
+        start += size
+    return faults
 
 
 if __name__ == "__main__":

@@ -105,8 +105,7 @@ class ImageDataset:
 
     def _gather(self, chunk: Ints, index: Ints, positions: Ints) -> Images:
         keys = sample_keys(self._seed, positions)
-        size = self._recipe.size
-        pixels = np.empty((len(positions), size, size, 3), np.uint8)
+        pixels: npt.NDArray[np.uint8] | None = None
         classes = np.empty(len(positions), np.int64)
         replaced = np.zeros(len(positions), np.bool_)
         rows = np.arange(len(positions))
@@ -116,7 +115,10 @@ class ImageDataset:
             found = list(zip(chunks.chunk.tolist(), chunks.index.tolist(), strict=True))
             encoded = [chunks.chunks[c].encoded(i) for c, i in found]
             decoded, faults = self._decoders.decode(encoded, keys[rows].tolist())
-            pixels[rows] = decoded
+            if pixels is None:
+                pixels = decoded
+            else:
+                pixels[rows] = decoded
             classes[rows] = [chunks.chunks[c].classes[i] for c, i in found]
             for number, fault in faults.items():
                 of_chunk, of_index = found[number]

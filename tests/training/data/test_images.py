@@ -232,7 +232,7 @@ def test_a_worker_that_dies_costs_its_image_alone(monkeypatch, tmp_path):
     start = subprocess.Popen
 
     def starting(command, **options):
-        return start([command[0], str(killer), command[-1]], **options)
+        return start([command[0], str(killer), *command[3:]], **options)
 
     monkeypatch.setattr(decoders.subprocess, "Popen", starting)
     pool = decoders.Decoders(Recipe(size=SIZE), num_workers=2)
