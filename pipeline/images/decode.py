@@ -44,7 +44,7 @@ class Config:
     """An image of more pixels is a reject, before any of them is decoded."""
     memory_mib: int = 2048
     """Memory that one image may take while it is processed, MiB; above it, it is a reject. An
-    image of `max_pixels` takes 1,500 at the worst: turned, and converted from CMYK."""
+    image of `max_pixels` takes 1,700 at the worst: turned, from CMYK, and hardly scaled."""
     time_limit_seconds: float = 60.0
     """CPU time that one image may take, seconds; above it, it is a reject."""
     accept_truncated: bool = False

@@ -65,6 +65,7 @@ def process(encoded: bytes, config: Config, *, look: bool = False) -> Outcome:
         return "filter", bad
     wished = shorter_side(*size, config.resize)
     decoded = load(opened, config.decode, wished_side=wished)
+    del opened  # and with it what Pillow has decoded
     if isinstance(decoded, BadImage):
         return "decode", decoded
     scaled = convert(scale(decoded.pixels, scaled_size(*size, config.resize)), decoded.conversion)

@@ -71,7 +71,7 @@ def scale(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     height, width = pixels.shape[:2]
     if (width, height) == size:
         return pixels
-    needed = 2 * pixels.nbytes + 3 * size[1] * (width + 2 * size[0])
+    needed = pixels.nbytes + max(pixels.nbytes, 3 * size[1] * (width + size[0]))
     is_large = needed > LARGE_BYTES
     if is_large:
         bytearray(needed)  # raises where memory does not suffice; the kernel would end the process
