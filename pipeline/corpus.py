@@ -77,6 +77,11 @@ class CorpusConfig:
     """A larger record is a reject, MiB."""
 
     @property
+    def resources(self) -> tuple[str, ...]:
+        """Files that decide bytes beside those of the corpus."""
+        return ()
+
+    @property
     def work_factor(self) -> int:
         """Bytes that are read, about, for a byte of the corpus: above 1 where it lists files."""
         return 1
@@ -116,8 +121,8 @@ def plan_portions(reader: ModuleType, config: CorpusConfig) -> list[Portion]:
     An empty file is a portion without a document, so that the count of files stays right.
 
     Raises:
-        FileNotFoundError, ValueError: no files (see `list_files`), or the column that the config
-            names is in no record of the first portion.
+        FileNotFoundError, ValueError: no files (see `list_files`), or what the config names, as a
+            column, is in no record of the first portion.
     """
     files = list_files(config.path, reader.EXTENSIONS)
     empty = [file.source for file in files if not file.bytes]
@@ -133,7 +138,7 @@ def plan_portions(reader: ModuleType, config: CorpusConfig) -> list[Portion]:
         portions = [Portion(index, *piece) for index, piece in enumerate(pieces)]
     filled = [portion for portion in portions if portion.bytes]
     if filled:
-        _check_column(reader, config, filled[0])
+        _check_names_exist(reader, config, filled[0])
     return portions
 
 
@@ -284,15 +289,17 @@ def _version(info: dict[str, Any]) -> str:
     return next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
 
 
-def _check_column(reader: ModuleType, config: CorpusConfig, portion: Portion) -> None:
-    """Fail before the build where a wrong column name would reject all records.
+def _check_names_exist(reader: ModuleType, config: CorpusConfig, portion: Portion) -> None:
+    """Fail before the build where a wrong name, as of a column, would reject all records.
 
-    Reads up to the first good record, as a rule one batch.
+    Reads up to the first good record, as a rule one batch. A reader may say by which reasons it
+    knows such a name, in `ABSENT`.
     """
+    absent = set(getattr(reader, "ABSENT", ("missing_column",)))
     detail = None
     for batch in reader.read(portion, config):
         reasons = set(batch.rejects.column("reason").to_pylist())
-        if batch.documents.num_rows or reasons - {"missing_column"}:
+        if batch.documents.num_rows or reasons - absent:
             return
         if batch.rejects.num_rows:
             detail = batch.rejects.column("detail")[0].as_py()

@@ -29,8 +29,13 @@ def library_versions(config: PipelineConfig) -> dict[str, str]:
 
 def request_fingerprint(config: PipelineConfig, portions: Sequence[Portion]) -> str:
     """Of what a build was asked for: config, corpus, libraries."""
-    resources = [_file_version(path) for path in config.resources]
+    resources = _versions(config)
     return _hash([byte_config(config), library_versions(config), resources, _rows(portions)])
+
+
+def resources_fingerprint(config: PipelineConfig) -> str:
+    """Of the files that decide bytes beside the corpus; nothing where there are none."""
+    return _hash(_versions(config)) if config.resources else ""
 
 
 def portion_fingerprints(
@@ -61,8 +66,8 @@ def _rows(portions: Sequence[Portion]) -> list[Any]:
     ]
 
 
-def _file_version(path: str) -> str:
-    return hashlib.sha256(read_url(path)).hexdigest()
+def _versions(config: PipelineConfig) -> list[str]:
+    return [hashlib.sha256(read_url(path)).hexdigest() for path in config.resources]
 
 
 def _hash(tree: Any) -> str:

@@ -18,7 +18,8 @@ from pipeline.corpus import CorpusFile
 from pipeline.meter import Meter
 from pipeline.records import BadRecord, too_large
 
-EXTENSIONS = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".zip")
+TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz", ".tar.zst")
+EXTENSIONS = (*TAR_EXTENSIONS, ".zip")
 
 _MAX_NAME_BYTES = 1 << 20
 """Of a long name or a pax header in a tar; one block of 512 bytes is usual."""
@@ -31,21 +32,54 @@ class Member(NamedTuple):
     """Its number among all entries of the archive."""
     name: str
     data: bytes
-    """Empty where it is `bad`."""
+    """Empty where it is `bad`, or was not wanted."""
     bad: BadRecord | None = None
     """Why it could not be read."""
+    size: int = 0
+    """Bytes, of one that was not wanted too."""
 
 
 def read_members(
     file: CorpusFile, *, wanted: Callable[[str], bool], max_bytes: int, meter: Meter
 ) -> Iterator[Member | BadRecord]:
     """The wanted members; a bad record alone, as the last one, tells what of the file is lost."""
+    if file.bytes and file.url.lower().endswith(".zip"):
+        return _zip_members(file, wanted, max_bytes, meter)
+    return read_tar(file, wanted=wanted, max_bytes=max_bytes, meter=meter)
+
+
+def read_tar(
+    file: CorpusFile,
+    *,
+    wanted: Callable[[str], bool],
+    max_bytes: int,
+    meter: Meter,
+    others: bool = False,
+) -> Iterator[Member | BadRecord]:
+    """As `read_members`, of a tar; with `others` members that are not wanted come too, unread."""
     if not file.bytes:
         yield BadRecord("empty_file", 0, "0 bytes", 0, b"")
-    elif file.url.lower().endswith(".zip"):
-        yield from _zip_members(file, wanted, max_bytes, meter)
-    else:
-        yield from _tar_members(file, wanted, max_bytes, meter)
+        return
+    position, read = 0, 0
+    try:
+        with closing(open_corpus_file(file)) as opened:
+            stream: Any = _Stream(blocks(opened, file, meter))
+            # Closing is for files that it opened itself; of a damaged one it would read on.
+            tar = tarfile.open(fileobj=stream, mode="r|", tarinfo=_Tar, errors="replace")  # noqa: SIM115
+            while (entry := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]
+                if entry.isreg() and wanted(entry.name):
+                    yield _tar_member(tar, entry, position, max_bytes)
+                elif entry.isreg() and others:
+                    yield Member(position, entry.name, b"", size=entry.size)
+                position, read = position + 1, tar.offset
+    except (DamagedFileError, tarfile.TarError, RecursionError, OSError) as error:
+        reason = "truncated_file" if position else "unreadable_file"
+        detail = " ".join(str(error).split())
+        # Of a compressed stream nobody knows where in the file its damage lies.
+        lost = file.bytes - read if file.url.lower().endswith(".tar") else 0
+        lost = max(lost, getattr(error, "unread", 0), 0) if position else file.bytes
+        yield BadRecord(reason, position, detail, lost, b"")
 
 
 class _Tar(tarfile.TarInfo):
@@ -90,39 +124,16 @@ class _Stream:
         return bytes(found)
 
 
-def _tar_members(
-    file: CorpusFile, wanted: Callable[[str], bool], max_bytes: int, meter: Meter
-) -> Iterator[Member | BadRecord]:
-    position, read = 0, 0
-    try:
-        with closing(open_corpus_file(file)) as opened:
-            stream: Any = _Stream(blocks(opened, file, meter))
-            # Closing is for files that it opened itself; of a damaged one it would read on.
-            tar = tarfile.open(fileobj=stream, mode="r|", tarinfo=_Tar, errors="replace")  # noqa: SIM115
-            while (entry := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]
-                if entry.isreg() and wanted(entry.name):
-                    yield _tar_member(tar, entry, position, max_bytes)
-                position, read = position + 1, tar.offset
-    except (DamagedFileError, tarfile.TarError, RecursionError, OSError) as error:
-        reason = "truncated_file" if position else "unreadable_file"
-        detail = " ".join(str(error).split())
-        # Of a compressed stream nobody knows where in the file its damage lies.
-        lost = file.bytes - read if file.url.lower().endswith(".tar") else 0
-        lost = max(lost, getattr(error, "unread", 0), 0) if position else file.bytes
-        yield BadRecord(reason, position, detail, lost, b"")
-
-
 def _tar_member(tar: tarfile.TarFile, entry: tarfile.TarInfo, position: int, most: int) -> Member:
     if entry.size > most:
         bad = too_large(Line(position, b"", entry.size), what="member", max_bytes=most)
-        return Member(position, entry.name, b"", bad)
+        return Member(position, entry.name, b"", bad, entry.size)
     content = tar.extractfile(entry)
     assert content is not None, "a regular file has content"
     data = content.read()
     if len(data) < entry.size:
         raise DamagedFileError("the archive ends inside a member", unread=0)
-    return Member(position, entry.name, data)
+    return Member(position, entry.name, data, None, entry.size)
 
 
 def _zip_members(
@@ -136,8 +147,11 @@ def _zip_members(
                     yield _zip_member(archive, entry, position, max_bytes)
                 meter.add(entry.compress_size)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        reason = "truncated_file" if _begins_as_zip(file) else "unreadable_file"
-        yield BadRecord(reason, 0, " ".join(str(error).split()), file.bytes, b"")
+        reason, detail = "unreadable_file", " ".join(str(error).split())
+        if _begins_as_zip(file):
+            reason = "truncated_file"
+            detail = f"no directory at its end, so nothing of it can be read: {detail}"
+        yield BadRecord(reason, 0, detail, file.bytes, b"")
 
 
 def _zip_member(
@@ -146,15 +160,15 @@ def _zip_member(
     size, name = entry.file_size, entry.filename
     if size > max_bytes:
         bad = too_large(Line(position, b"", size), what="member", max_bytes=max_bytes)
-        return Member(position, name, b"", bad)
+        return Member(position, name, b"", bad, size)
     try:
         with archive.open(entry) as content:
             # Never more than the directory says, whatever the stream would inflate to.
-            return Member(position, name, content.read())
+            return Member(position, name, content.read(), None, size)
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
         detail = f"{name}: {' '.join(str(error).split())}"
         bad = BadRecord("unreadable_file", position, detail, entry.compress_size, b"")
-        return Member(position, name, b"", bad)
+        return Member(position, name, b"", bad, size)
 
 
 def _begins_as_zip(file: CorpusFile) -> bool:

@@ -9,6 +9,7 @@ import apache_beam as beam
 
 from pipeline.corpus import Portion
 from pipeline.decide import Decision
+from pipeline.fingerprints import resources_fingerprint
 from pipeline.images.config import ImagePipelineConfig
 from pipeline.images.encode import EXTENSIONS
 from pipeline.images.near_duplicates import FindNearDuplicates
@@ -26,8 +27,8 @@ class ImageKind:
 
     @property
     def fingerprint(self) -> str:
-        """Samples depend on config and corpus alone."""
-        return ""
+        """Of the names of classes, where a file has them."""
+        return resources_fingerprint(self.config)
 
     @property
     def cutter(self) -> ImageSamples:

@@ -22,6 +22,12 @@ class ImagePipelineConfig(PipelineConfig):
     near_duplicates: NearDuplicatesConfig = field(default_factory=NearDuplicatesConfig)
     """Keep one of images that look the same, beside what `deduplicate` does with true copies."""
 
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """Those of the corpus, as names of classes."""
+        resources: tuple[str, ...] = self.corpus.config.resources
+        return resources
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.near_duplicates.enabled and not self.deduplicate:

@@ -37,6 +37,10 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """What the name of an image ends with, in any case."""
 
 
+MAX_DEPTH = 100
+"""Of lists and objects in metadata: Python's own limit would end a worker."""
+
+
 class ImageRecord(NamedTuple):
     """An image that could be read, still encoded."""
 
@@ -82,18 +86,27 @@ def is_image(name: str) -> bool:
 
 
 def as_metadata(tree: dict[str, Any]) -> str | None:
-    """A JSON object with sorted keys; nothing of an empty one."""
+    """A JSON object with sorted keys; nothing of an empty one.
+
+    Raises:
+        ValueError: it is nested too deeply, or holds half a character.
+    """
     if not tree:
         return None
-    return json.dumps(_plain(tree), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    plain = _plain(tree, 0)
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    text.encode()
+    return text
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int) -> Any:
     """What JSON can hold: bytes as base64, dates and decimals as text, NaN and infinity as null."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"metadata is nested more than {MAX_DEPTH} deep")
     if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _plain(one, depth + 1) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_plain(one, depth + 1) for one in value]
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, float) and not math.isfinite(value):

@@ -78,10 +78,9 @@ def _records(file: CorpusFile, config: Config, meter: Meter) -> Iterator[ImageRe
 
 
 def _record(file: CorpusFile, member: Member, config: Config) -> ImageRecord | BadRecord:
-    position, name, data, bad = member
-    name = _plain(name)
-    if bad is not None:
-        return bad
+    position, name, data = member.position, _plain(member.name), member.data
+    if member.bad is not None:
+        return member.bad
     if not data:
         return BadRecord("empty_file", position, f"{name}: 0 bytes", 0, b"")
     class_name = class_of(name) if config.classes else None

@@ -172,8 +172,12 @@ def _record(file: CorpusFile, rows: list[Row], config: Config) -> _Outcome:
     caption = captions[0] if captions else None
     if len(captions) > 1 or (captions and config.rows_per_image == "group"):
         tree["captions"] = captions
+    try:
+        metadata = as_metadata(tree)
+    except ValueError as error:
+        return BadRecord("invalid_json", position, str(error), rows[0].bytes, b"")
     name = name_of(value, config.finder)
-    return ImageRecord(file.source, position, image, class_name, caption, as_metadata(tree), name)
+    return ImageRecord(file.source, position, image, class_name, caption, metadata, name)
 
 
 def _said(

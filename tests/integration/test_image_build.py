@@ -136,6 +136,26 @@ def test_hugging_face_reads_the_folder(built):
     assert rows == expected
 
 
+def test_a_dataset_is_a_corpus_again(built, tmp_path):
+    """Read as WebDataset tars it gives the same bytes: images, classes, captions, metadata."""
+    asked = [
+        f"dataset_dir={tmp_path / 'again'}",
+        "corpus.format=webdataset",
+        f"corpus.path=[{built}]",
+        "corpus.class_member=cls",
+        f"corpus.class_names={built / 'manifest.json'}",
+        "corpus.caption_member=txt",
+        "images.resize.mode=none",
+        "split.fraction=0.2",
+        "shards.target_mib=0.05",
+    ]
+    again = build(load(PipelineConfig, None, asked))
+    assert read_manifest(again).splits == read_manifest(built).splits
+    assert read_manifest(again).classes == CLASSES
+    for tar in built.glob("*.tar"):
+        assert (again / tar.name).read_bytes() == tar.read_bytes()
+
+
 def test_too_many_unreadable_images_refuse_the_build(corpus, tmp_path):
     with pytest.raises(Exception, match=r"5 of 67 records \(7.46%\).*max_bad_fraction"):
         make(corpus, tmp_path / "dataset", "max_bad_fraction=0.04")

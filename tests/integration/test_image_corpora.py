@@ -99,6 +99,16 @@ def test_mnist(tmp_path):
     assert found == expected
 
 
+def captions_of(table):
+    """The captions that match, by image."""
+    captions = {}
+    for line in table.read_text().splitlines():
+        name, caption, match = line.split("\t")
+        if match == "match":
+            captions.setdefault(name, []).append(caption.strip())
+    return captions
+
+
 def test_flickr8k(tmp_path):
     """The small table, divided by the letter that its images begin with."""
     table, archive = real("flickr8k_224/dev.captions.tsv", "flickr8k_224/dev.images.tar")
@@ -107,11 +117,7 @@ def test_flickr8k(tmp_path):
         "split.validation_paths=['dev.captions.tsv/36*']",
     ]
     _, samples = make("flickr8k", [table], tmp_path / "dataset", *asked)
-    captions = {}
-    for line in table.read_text().splitlines():
-        name, caption, match = line.split("\t")
-        if match == "match":
-            captions.setdefault(name, []).append(caption.strip())
+    captions = captions_of(table)
     images = members(archive, captions.__contains__)
     for split, wanted in (("validation", True), ("train", False)):
         expected = {
@@ -124,6 +130,44 @@ def test_flickr8k(tmp_path):
             for one in samples[split]
         }
         assert found == expected
+        assert found
+
+
+def write_as_img2dataset(folder, images, captions):
+    """Two tars as img2dataset's writer makes them, and what it puts beside: not to be read."""
+    folder.mkdir()
+    names = sorted(captions)
+    stored = {}
+    for shard, part in enumerate((names[:100], names[100:])):
+        with webdataset.TarWriter(str(folder / f"{shard:05d}.tar")) as writer:
+            for number, name in enumerate(part):
+                key = f"{shard:05d}{number:04d}"
+                said = {"key": key, "url": name, "exif": "{}", "width": 224, "height": 224}
+                said |= {"status": "success", "error_message": None}
+                caption = f"{captions[name][0]} "
+                sample = {"jpg": images[name], "txt": caption, "json": json.dumps(said, indent=4)}
+                writer.write({"__key__": key, **sample})
+                stored[key] = (images[name], caption.strip(), said)
+        (folder / f"{shard:05d}.parquet").write_bytes(b"PAR1")
+        (folder / f"{shard:05d}_stats.json").write_text('{"count": 100}')
+    return stored
+
+
+def test_img2dataset(tmp_path):
+    table, archive = real("flickr8k_224/dev.captions.tsv", "flickr8k_224/dev.images.tar")
+    captions = captions_of(table)
+    images = members(archive, captions.__contains__)
+    stored = write_as_img2dataset(tmp_path / "laion", images, captions)
+    asked = ["split.validation_paths=['00001.tar/*']"]
+    _, samples = make("img2dataset", [tmp_path / "laion"], tmp_path / "dataset", *asked)
+    for split, first in (("train", "00000"), ("validation", "00001")):
+        found = {
+            json.loads(one["json"])["key"]: (
+                one["jpg"], one["txt"].decode(), json.loads(one["json"]),
+            )
+            for one in samples[split]
+        }  # fmt: skip
+        assert found == {key: row for key, row in stored.items() if key.startswith(first)}
         assert found
 
 
