@@ -58,6 +58,8 @@ class Portion:
     """Bytes to read, for progress."""
     more: tuple[CorpusFile, ...] = ()
     """Files behind `file` that are read with it, where each file is one record."""
+    beside: str = ""
+    """Changes when what is read beside these files does, as captions."""
 
     @property
     def files(self) -> tuple[CorpusFile, ...]:
@@ -139,7 +141,10 @@ def plan_portions(reader: ModuleType, config: CorpusConfig) -> list[Portion]:
     filled = [portion for portion in portions if portion.bytes]
     if filled:
         _check_names_exist(reader, config, filled[0])
-    return portions
+    if not hasattr(reader, "beside"):
+        return portions
+    beside = reader.beside(portions, config)
+    return [replace(one, beside=each) for one, each in zip(portions, beside, strict=True)]
 
 
 def _group_files(files: Sequence[CorpusFile], portion_bytes: int) -> list[Portion]:
@@ -261,7 +266,7 @@ def _name(found: list[_Found]) -> list[CorpusFile]:
     if max(Counter(names).values(), default=1) > 1:  # what tells them apart was a secret, perhaps
         names = [f"{name}#{number}" for number, name in enumerate(names, 1)]
     return [
-        CorpusFile(entry.url, name, _size(entry), _version(entry.info))
+        CorpusFile(entry.url, name, _size(entry), version_of(entry.info))
         for entry, name in zip(found, names, strict=True)
     ]
 
@@ -285,7 +290,8 @@ _VERSION_KEYS = (
 )
 
 
-def _version(info: dict[str, Any]) -> str:
+def version_of(info: dict[str, Any]) -> str:
+    """What of a file's information changes when the file does."""
     return next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
 
 

@@ -62,6 +62,7 @@ def reading_fingerprint(config: PipelineConfig, portions: Sequence[Portion]) -> 
 def _rows(portions: Sequence[Portion]) -> list[Any]:
     return [
         [one.index, [[f.source, f.bytes, f.version] for f in one.files], one.start, one.stop]
+        + ([one.beside] if one.beside else [])
         for one in portions
     ]
 

@@ -18,8 +18,10 @@ from pipeline.urls import asking, locate
 class Finder:
     """Where the images of a table are."""
 
+    fs: Any
+    """File system of the images."""
     root: str
-    """Folder or URL below which paths lie; empty for the folder of the table."""
+    """Its folder below which paths lie."""
     strings: str
     """What strings are: path or base64."""
     anywhere: bool
@@ -28,12 +30,22 @@ class Finder:
     """Of an image."""
 
 
-def find_image(value: Any, position: int, table: CorpusFile, finder: Finder) -> bytes | BadRecord:
+def images_root(table: CorpusFile, root: str) -> tuple[Any, str]:
+    """File system and folder at which the paths in a table begin; empty: the table's own folder.
+
+    Raises:
+        ValueError, OSError: there is none.
+    """
+    fs, path = locate(root or table.url)
+    return fs, path if root else posixpath.dirname(path)
+
+
+def find_image(value: Any, position: int, finder: Finder) -> bytes | BadRecord:
     """The encoded image of a value: bytes, a string, or Hugging Face's struct of bytes and path."""
     if _is_struct(value):
         value = value["path"] if value["bytes"] is None else value["bytes"]
     if isinstance(value, str) and value and finder.strings == "path":
-        return _read(value, position, table, finder)
+        return _read(value, position, finder)
     image = _decoded(value) if isinstance(value, str) else value
     if image is None:
         return BadRecord("missing_value", position, "no image", 0, b"")
@@ -62,14 +74,28 @@ def _decoded(text: str) -> bytes | str | None:
         return text
 
 
-def _read(path: str, position: int, table: CorpusFile, finder: Finder) -> bytes | BadRecord:
+def place_of(path: str, finder: Finder) -> tuple[Any, str] | None:
+    """The file system and the path there of an image that a table lists; None if it is forbidden.
+
+    Raises:
+        ValueError, OSError: no such URL can be, or it cannot be opened.
+    """
     is_url = "://" in path or "::" in path
     leaves = is_url or path.startswith("/") or posixpath.normpath(path).split("/")[0] == ".."
     if leaves and not finder.anywhere:
-        detail = f"{path}: leaves the folder of images; corpus.allow_anywhere=true allows it"
-        return BadRecord("forbidden_path", position, detail, 0, b"")
+        return None
+    if is_url:
+        return locate(path)
+    return finder.fs, posixpath.join(finder.root, posixpath.normpath(path))
+
+
+def _read(path: str, position: int, finder: Finder) -> bytes | BadRecord:
     try:
-        fs, place = locate(path) if is_url else _below(path, table, finder)
+        found = place_of(path, finder)
+        if found is None:
+            detail = f"{path}: leaves the folder of images; corpus.allow_anywhere=true allows it"
+            return BadRecord("forbidden_path", position, detail, 0, b"")
+        fs, place = found
         with asking(path), fs.open(place, "rb") as opened:
             image: bytes = opened.read(finder.max_bytes + 1)
             size = opened.seek(0, 2) if len(image) > finder.max_bytes else len(image)
@@ -79,13 +105,6 @@ def _read(path: str, position: int, table: CorpusFile, finder: Finder) -> bytes 
         detail = f"{path}: {' '.join(str(error).split())}"
         return BadRecord("missing_file", position, detail, 0, b"")
     return _checked(image, position, size, f"{path}: ", finder)
-
-
-def _below(path: str, table: CorpusFile, finder: Finder) -> tuple[Any, str]:
-    """The file system and the place of a path, which itself is never taken for a URL."""
-    fs, root = locate(finder.root or table.url)
-    root = root if finder.root else posixpath.dirname(root)
-    return fs, posixpath.join(root, posixpath.normpath(path))
 
 
 def _checked(

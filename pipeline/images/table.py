@@ -105,6 +105,39 @@ def read_table(
         yield BadRecord("truncated_file", position, str(error), size + error.unread, head)
 
 
+def read_strings(portion: Portion, layout: Layout, column: str) -> Iterator[str]:
+    """The strings of one column alone, or the paths in Hugging Face's structs of bytes and path.
+
+    What is damaged is left out, and bytes are not read.
+    """
+    if not portion.file.bytes:
+        return
+    if _ending(portion.file) in PARQUET:
+        values: Iterator[Any] = _parquet_strings(portion, column)
+    else:
+        found = read_table(portion, layout, columns=(column,), meter=Meter(0))
+        values = (row.values[column] for row in found if isinstance(row, Row))
+    for value in values:
+        path = value.get("path") if isinstance(value, dict) else value
+        if isinstance(path, str) and path:
+            yield path
+
+
+def _parquet_strings(portion: Portion, column: str) -> Iterator[Any]:
+    try:
+        with closing(open_corpus_file(portion.file)) as opened, pq.ParquetFile(opened) as table:
+            kind = table.schema_arrow.field(column).type
+            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+                return
+            leaf = f"{column}.path" if pa.types.is_struct(kind) else column
+            groups = list(range(portion.start, portion.stop))
+            for batch in table.iter_batches(row_groups=groups, columns=[leaf], use_threads=False):
+                yield from batch.column(0).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        if not parquet.is_damage(error):
+            raise
+
+
 def _ending(file: CorpusFile) -> str:
     name = file.url.lower()
     for compression in COMPRESSIONS:
@@ -165,15 +198,16 @@ def _csv_rows(
 ) -> Iterator[Row | BadRecord]:
     names = _header(portion.file, layout, columns)
     found = _lines(portion, layout, meter)
-    quoted = _ending(portion.file) == ".csv"
-    for line in _joined(found, layout.max_bytes) if quoted and layout.line_feeds else found:
+    delimiter = _DELIMITERS[_ending(portion.file)]
+    joins = delimiter == "," and layout.line_feeds
+    for line in _joined(found, layout.max_bytes) if joins else found:
         text = line.head.strip(b"\r")
         if not text.strip() or (line.position == 0 and not layout.header):
             continue
         if line.bytes > layout.max_bytes:
             yield too_large(line, what="row", max_bytes=layout.max_bytes)
             continue
-        fields = _fields(line, _DELIMITERS[_ending(portion.file)])
+        fields = _fields(line, delimiter)
         if isinstance(fields, list) and len(fields) != len(names):
             fields = _not_csv(line, f"{len(fields)} fields, the table has {len(names)} columns")
         if isinstance(fields, BadRecord):

@@ -1,13 +1,15 @@
 """Image files in folders, one image a file; the folder may name the class, a file the caption."""
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.batch import EXCERPT_BYTES, Batch
 from pipeline.byte_range import Line, open_corpus_file
 from pipeline.corpus import CorpusConfig, CorpusFile, Portion
+from pipeline.images.beside import Versions, digest
 from pipeline.images.rows import EXTENSIONS as IMAGE_EXTENSIONS
 from pipeline.images.rows import ImageRecord, as_metadata, class_of, image_documents
 from pipeline.meter import Meter
@@ -58,6 +60,17 @@ def read(portion: Portion, config: Config) -> Iterator[Batch]:
     return gather(portion, records, meter, documents=image_documents)
 
 
+def beside(portions: Sequence[Portion], config: Config) -> list[str]:
+    """For each portion what changes when one of its captions does."""
+    versions = Versions()
+    if not config.caption_extension:
+        return [""] * len(portions)
+    return [
+        digest(versions.of(*_caption_place(file, config)) for file in portion.files)
+        for portion in portions
+    ]
+
+
 def _record(file: CorpusFile, config: Config, meter: Meter) -> ImageRecord | BadRecord:
     meter.add(file.bytes)
     max_bytes, class_name = config.max_record_mib << 20, class_of(file.source)
@@ -88,12 +101,17 @@ def _record(file: CorpusFile, config: Config, meter: Meter) -> ImageRecord | Bad
     )
 
 
+def _caption_place(file: CorpusFile, config: Config) -> tuple[Any, str]:
+    """The file system of the caption, and its path there."""
+    fs, path = locate(file.url)
+    return fs, posixpath.splitext(path)[0] + config.caption_extension
+
+
 def _caption(file: CorpusFile, config: Config) -> str | None | BadRecord:
     """The text of the file beside, without white space around it."""
     if not config.caption_extension:
         return None
-    fs, path = locate(file.url)
-    path = posixpath.splitext(path)[0] + config.caption_extension
+    fs, path = _caption_place(file, config)
     max_bytes = config.max_record_mib << 20
     try:
         with asking(file.url), fs.open(path, "rb") as opened:

@@ -1,20 +1,22 @@
 """Tables that hold or list images: Parquet, JSON Lines, csv and tsv; .gz and .zst of the lines.
 
-A row is an image with what the other columns say of it: its class, its caption, metadata. Of images
-that a table lists by path a rerun sees other rows, but not other content of the files.
+A row is an image with what the other columns say of it: its class, its caption, metadata. A rerun
+sees that an image which a table lists by its path has changed, but of one on a web server it does
+not.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.batch import Batch
 from pipeline.corpus import CorpusConfig, CorpusFile, Portion
 from pipeline.images import table
-from pipeline.images.named import Finder, find_image, name_of
+from pipeline.images.beside import FORBIDDEN, Versions, container_version, digest
+from pipeline.images.named import Finder, find_image, images_root, name_of, place_of
 from pipeline.images.rows import ImageRecord, as_metadata, image_documents
-from pipeline.images.table import Layout, Row, cut_table, read_table
+from pipeline.images.table import Layout, Row, cut_table, read_strings, read_table
 from pipeline.meter import Meter
 from pipeline.records import BadRecord, gather
 
@@ -84,11 +86,15 @@ class Config(CorpusConfig):
         """How the tables are read."""
         return Layout(self.header, self.line_feeds, self.max_record_mib << 20)
 
-    @property
-    def finder(self) -> Finder:
-        """Where the images are."""
+    def finder(self, table: CorpusFile) -> Finder:
+        """Where the images of a table are.
+
+        Raises:
+            ValueError, OSError: see `images_root`.
+        """
         max_bytes = self.max_record_mib << 20
-        return Finder(self.image_root, self.strings, self.allow_anywhere, max_bytes)
+        place = images_root(table, self.image_root)
+        return Finder(*place, self.strings, self.allow_anywhere, max_bytes)
 
 
 def cut(file: CorpusFile, config: Config) -> list[tuple[int, int, int]]:
@@ -113,14 +119,41 @@ def read(portion: Portion, config: Config) -> Iterator[Batch]:
     return gather(portion, _records(portion, config, meter), meter, documents=image_documents)
 
 
+def beside(portions: Sequence[Portion], config: Config) -> list[str]:
+    """For each portion what changes when one of the images that its rows list does."""
+    if config.strings != "path":
+        return [""] * len(portions)
+    versions = Versions()
+    container = container_version(config.image_root, versions)
+    return [digest(_versions(portion, config, versions, container)) for portion in portions]
+
+
+def _versions(
+    portion: Portion, config: Config, versions: Versions, container: str
+) -> Iterator[str]:
+    finder = config.finder(portion.file)
+    if container:
+        yield container
+    for path in read_strings(portion, config.layout, config.image_column):
+        try:
+            place = place_of(path, finder)
+        except (ValueError, OSError):  # the reject tells
+            place = None
+        yield versions.of(*place) if place else FORBIDDEN
+
+
 def _records(portion: Portion, config: Config, meter: Meter) -> Iterator[_Outcome]:
     if not portion.file.bytes:
         yield BadRecord("empty_file", 0, "0 bytes", 0, b"")
         return
     rows = _chosen(portion, config, meter)
+    finder = config.finder(portion.file)
     if config.rows_per_image == "one":
         for row in rows:
-            yield row if isinstance(row, BadRecord) else _record(portion.file, [row], config)
+            if isinstance(row, BadRecord):
+                yield row
+            else:
+                yield _record(portion.file, [row], config, finder)
         return
     groups: dict[Any, list[Row] | BadRecord] = {}
     for row in rows:
@@ -129,7 +162,10 @@ def _records(portion: Portion, config: Config, meter: Meter) -> Iterator[_Outcom
         else:
             _member(groups, row, config).append(row)
     for group in groups.values():
-        yield group if isinstance(group, BadRecord) else _record(portion.file, group, config)
+        if isinstance(group, BadRecord):
+            yield group
+        else:
+            yield _record(portion.file, group, config, finder)
 
 
 def _member(groups: dict[Any, list[Row] | BadRecord], row: Row, config: Config) -> list[Row]:
@@ -158,14 +194,14 @@ def _chosen(portion: Portion, config: Config, meter: Meter) -> Iterator[Row | Ba
         _LOG.info("%s: %d rows are not of %s, passed over", portion.file.source, others, asked)
 
 
-def _record(file: CorpusFile, rows: list[Row], config: Config) -> _Outcome:
+def _record(file: CorpusFile, rows: list[Row], config: Config, finder: Finder) -> _Outcome:
     """The image of its rows, one or a group."""
     position = rows[0].position
     value = rows[0].values[config.image_column]
     said = _said(rows, config)
     if isinstance(said, BadRecord):
         return said
-    image = find_image(value, position, file, config.finder)
+    image = find_image(value, position, finder)
     if isinstance(image, BadRecord):
         return image
     class_name, captions, tree = said
@@ -176,7 +212,7 @@ def _record(file: CorpusFile, rows: list[Row], config: Config) -> _Outcome:
         metadata = as_metadata(tree)
     except ValueError as error:
         return BadRecord("invalid_json", position, str(error), rows[0].bytes, b"")
-    name = name_of(value, config.finder)
+    name = name_of(value, finder)
     return ImageRecord(file.source, position, image, class_name, caption, metadata, name)
 
 
