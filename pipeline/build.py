@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import apache_beam as beam
@@ -19,6 +20,7 @@ from pipeline.corpus import Portion, plan_portions
 from pipeline.decide import Terms, decide
 from pipeline.fingerprints import portion_fingerprints, request_fingerprint
 from pipeline.kind import Kind
+from pipeline.leaks import note_leaks
 from pipeline.lock import DatasetLock
 from pipeline.manifest import hash_config
 from pipeline.plan import partition_bits
@@ -95,13 +97,28 @@ def _build_shards(
     """What the kind needs first, then all shards finished in the work folder."""
     kind = _prepare(config, portions, engine, work)
     terms, settings = _settle(config, portions, kind, work)
+    run = partial(_run, config, portions, engine, kind, terms, settings)
+    run()
+    decision = decide(terms)
+    if note_leaks(work, decision.plan):
+        run()
+        decision = decide(terms)
+    return Building(config, portions, work, kind, decision)
+
+
+def _run(
+    config: PipelineConfig,
+    portions: list[Portion],
+    engine: Engine,
+    kind: Kind,
+    terms: Terms,
+    settings: ShardSettings,
+) -> None:
+    """Whatever is not finished yet."""
+    work, compare = terms.work, kind.compare(terms.work, len(portions))
     fingerprints = portion_fingerprints(config, portions, terms.placement, kind.fingerprint)
     unfinished = _unfinished(portions, fingerprints, work, spills=engine.spills)
     ordered = spread_order(unfinished, engine.num_workers)
-
-    compare = kind.compare(work, len(portions))
-    terms = replace(terms, compares=compare is not None)
-    settings = replace(settings, compares=compare is not None)
 
     def construct(pipeline: beam.Pipeline) -> None:
         _ = (
@@ -112,7 +129,6 @@ def _build_shards(
 
     with ProgressDisplay(work, unfinished, "reading"):
         run_beam(construct, engine, work.error_log)
-    return Building(config, portions, work, kind, decide(terms))
 
 
 def _prepare(
@@ -142,12 +158,14 @@ def _settle(
         max_bad_fraction=config.max_bad_fraction,
         config_hash=hash_config(byte_config(config)),
         validation_paths=config.split.validation_paths,
+        compares=kind.compare(work, len(portions)) is not None,
     )
     settings = ShardSettings(
         cutter=kind.cutter,
         chunk_bytes=int(config.shards.chunk_mib * 2**20),
         deduplicate=config.deduplicate,
         split_seed=config.split.seed,
+        compares=terms.compares,
     )
     return terms, settings
 

@@ -13,7 +13,11 @@ from pipeline.batch import REJECTS, concat
 from pipeline.exclude import Excluded
 from pipeline.hashes import key_halves
 from pipeline.key import LEAK, REASON, STAGE, copy_of
+from pipeline.plan import MAX_PARTITION_BITS, partitions
 from pipeline.split import MARK, VALIDATION, validation_mask
+
+Weights = tuple[tuple[int, int], ...]
+"""Pairs of a hash partition, of the finest division, and a weight."""
 
 
 def rows_of(piece: pa.RecordBatch, split: str, *, seed: int, threshold: int) -> pa.RecordBatch:
@@ -55,10 +59,7 @@ def drop_copies(
     documents: pa.RecordBatch, split: str, *, deduplicate: bool
 ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     """Those of a shard's documents, in order, that stay in it, and the others as rejects."""
-    halves = key_halves(documents.column("key"))
-    again = np.zeros(documents.num_rows, np.bool_)
-    again[1:] = (halves[1:] == halves[:-1]).all(axis=1)
-    first = np.flatnonzero(~again)[np.cumsum(~again) - 1]
+    again, first = _copies(documents)
     marks = _marks(documents)
     own = marks if split == VALIDATION and marks.any() else ~marks
     leaks = own & ~marks & marks[first]
@@ -70,6 +71,22 @@ def drop_copies(
     return kept, _rejects(documents.filter(pa.array(denied)), pa.array(reasons), pa.array(details))
 
 
+def leaked_weights(documents: pa.RecordBatch, excluded: Excluded) -> Weights:
+    """What a shard of training, its documents in order, loses to validation.
+
+    The weight of excluded documents is lost already.
+    """
+    _, first = _copies(documents)
+    marks = _marks(documents)
+    leaked = documents.filter(pa.array(~marks & marks[first]))
+    leaked = leaked.filter(pa.array(excluded.find(leaked.column("key")) < 0))
+    where = partitions(np.asarray(leaked.column("hash")), MAX_PARTITION_BITS)
+    distinct, inverse = np.unique(where, return_inverse=True)
+    sums = np.zeros(len(distinct), np.int64)
+    np.add.at(sums, inverse, np.asarray(leaked.column("weight")))
+    return tuple(zip(distinct.tolist(), sums.tolist(), strict=True))
+
+
 def drop_excluded(
     documents: pa.RecordBatch, excluded: Excluded
 ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
@@ -79,6 +96,16 @@ def drop_excluded(
     denied = documents.filter(pa.array(found >= 0))
     kept = documents.filter(pa.array(found < 0))
     return kept, _rejects(denied, rows.column("reason"), rows.column("detail"))
+
+
+def _copies(
+    documents: pa.RecordBatch,
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Which documents have the key of the one before, and the first one with the key of each."""
+    halves = key_halves(documents.column("key"))
+    again = np.zeros(documents.num_rows, np.bool_)
+    again[1:] = (halves[1:] == halves[:-1]).all(axis=1)
+    return again, np.flatnonzero(~again)[np.cumsum(~again) - 1]
 
 
 def _marks(documents: pa.RecordBatch) -> npt.NDArray[np.bool_]:

@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.batch import UNREADABLE, UNREADABLE_FILES, Count
 from pipeline.exclude import Excluded, read_excluded
 from pipeline.funnel import nothing_left, top_reasons
+from pipeline.leaks import without_leaks
 from pipeline.plan import Histogram, ShardPlan, plan_shards
 from pipeline.portions import Placement, add_counts, read_record, without_excluded
 from pipeline.refused import RefusedError
@@ -106,12 +107,14 @@ def decide(terms: Terms) -> Decision:
         classes.update(record.classes)
     _refuse_unreadable(sums, terms)
     threshold = _split(sums, terms.placement)
+    found = without_leaks(sums.histogram, digest.hexdigest(), terms.work)
+    sums.histogram, fingerprint = found
     _refuse_empty(sums, terms)
     plan = plan_shards(
         sums.histogram,
         split_threshold=threshold,
         target_weight=terms.target_weight,
-        fingerprint=digest.hexdigest(),
+        fingerprint=fingerprint,
         spills=tuple(spills),
     )
     return Decision(plan, sums.counts, sums.tallies, tuple(in_class_order(classes)))

@@ -100,7 +100,7 @@ def _rows(building: Building) -> list[ShardRow]:
     rows = []
     for planned in building.decision.plan.shards:
         row = finished_row(building.work, planned)
-        assert row is not None, f"{planned.name} was not written"
+        assert row is not None and row.shard.samples, f"{planned.name} was not written"
         rows.append(row)
     return rows
 

@@ -14,12 +14,20 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.batch import concat
-from pipeline.copies import drop_copies, drop_excluded, in_order, rows_of
-from pipeline.exclude import read_excluded
+from pipeline.copies import (
+    Weights,
+    drop_copies,
+    drop_excluded,
+    in_order,
+    leaked_weights,
+    rows_of,
+)
+from pipeline.exclude import Excluded, read_excluded
 from pipeline.manifest import Chunks, Shard
 from pipeline.plan import PlannedShard
 from pipeline.rejects import Tally, tally, tally_from_row, tally_row, write_rejects
 from pipeline.shuffle import Grouped
+from pipeline.split import TRAIN
 from pipeline.tar import Sample, index_path, write_shard
 from pipeline.work import WorkFolder, read_json, write_json
 
@@ -66,6 +74,8 @@ class ShardRow:
     """Documents of 2^i to 2^(i+1) - 1 in weight, by i."""
     duplicates: tuple[Tally, ...]
     """Rejects of deduplication."""
+    leaked: Weights = ()
+    """What a shard of training lost to validation; if that is all, its tar is not written."""
 
 
 @dataclass
@@ -100,6 +110,8 @@ def finished_row(work: WorkFolder, planned: PlannedShard) -> ShardRow | None:
     row = _read_row(work, planned.name)
     if row is None or row.fingerprint != planned.fingerprint:
         return None
+    if not row.shard.samples:
+        return row
     places = (work.shards / row.shard.name, work.root.parent / row.shard.name)
     lies = any(
         path.exists() and path.stat().st_size == row.shard.bytes and index_path(path).exists()
@@ -123,6 +135,7 @@ def _read_row(work: WorkFolder, name: str) -> ShardRow | None:
             **tree,
             "shard": Shard(**{**tree["shard"], "chunks": chunks}),
             "lengths": tuple(tree["lengths"]),
+            "leaked": tuple(map(tuple, tree.get("leaked", ()))),
             "duplicates": tuple(map(tally_from_row, tree["duplicates"])),
         }
     )
@@ -149,20 +162,15 @@ def _write(
     settings: ShardSettings,
 ) -> ShardRow:
     kept, rejects = drop_copies(documents, planned.split, deduplicate=settings.deduplicate)
-    if settings.compares:
-        kept, also = drop_excluded(kept, read_excluded(work.excluded))
-        rejects = concat([rejects, also])
-    if not kept.num_rows:
-        raise ValueError(
-            f"{planned.name}: all its {rejects.num_rows:,} documents are in the validation split, "
-            "too, which leaves none to train on; see split.validation_paths"
-        )
+    excluded = read_excluded(work.excluded) if settings.compares else Excluded.none()
+    kept, also = drop_excluded(kept, excluded)
+    rejects = concat([rejects, also])
     write_rejects(work.rejects, shard_member(planned.name), rejects)
-    shard = write_shard(
-        work.shards / f"{planned.name}.tar",
-        settings.cutter.samples(planned.name, kept),
-        chunk_bytes=settings.chunk_bytes,
-    )
+    tar = work.shards / f"{planned.name}.tar"
+    shard = Shard(tar.name, 0, 0, 0, "", Chunks((), (), (), (), (), ()))
+    if kept.num_rows:
+        samples = settings.cutter.samples(planned.name, kept)
+        shard = write_shard(tar, samples, chunk_bytes=settings.chunk_bytes)
     return ShardRow(
         fingerprint=planned.fingerprint,
         split=planned.split,
@@ -171,6 +179,7 @@ def _write(
         text_bytes=int(np.asarray(kept.column("bytes")).sum()),
         lengths=_weight_histogram(np.asarray(kept.column("weight"))),
         duplicates=tuple(tally(rejects)),
+        leaked=leaked_weights(documents, excluded) if planned.split == TRAIN else (),
     )
 
 

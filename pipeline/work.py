@@ -76,6 +76,11 @@ class WorkFolder:
         return self.root / "classes.json"
 
     @property
+    def leaks(self) -> Path:
+        """Weight that training lost to validation, where that emptied a shard."""
+        return self.root / "leaks.json"
+
+    @property
     def error_log(self) -> Path:
         """The traceback of the last failure."""
         return self.root / "error.log"

@@ -16,8 +16,8 @@ from configs import load
 from pipeline.build import build
 from pipeline.config import PipelineConfig, byte_config
 from pipeline.images.process import process
+from pipeline.leaks import note_leaks
 from pipeline.refused import RefusedError
-from pipeline.runner import StageError
 from pipeline.verify import verify
 
 WORDS = [
@@ -131,9 +131,48 @@ def test_globs_that_divide_nothing(corpus, tmp_path, path, message):
 
 
 def test_training_that_is_all_in_validation(corpus, tmp_path):
-    both = ["corpus.include=t*/*4[89].png", "split.validation_paths=['*/test/*']"]
-    with pytest.raises(StageError, match="all its 2 documents are in the validation split"):
-        make(corpus, tmp_path / "dataset", *both)
+    with pytest.raises(RefusedError, match="takes all documents and leaves none to train on"):
+        make(corpus, tmp_path / "dataset", "corpus.include=t*/*4[89].png")
+    assert not (tmp_path / "dataset/manifest.json").exists()
+
+
+def test_training_shards_that_are_all_in_validation(tmp_path, monkeypatch):
+    """Of 40 training images 37 validate, too: five shards are planned, and two are not empty."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for name, first in (("a/train", 0), ("b/test", 3)):
+        with tarfile.open(folder / f"{name[0]}.tar", "w") as tar:
+            for number in range(first, 40):
+                entry = tarfile.TarInfo(f"{name[2:]}/{number}.png")
+                entry.size = len(png(number))
+                tar.addfile(entry, io.BytesIO(png(number)))
+    one = make(folder, tmp_path / "one")
+    config = load(PipelineConfig, one / "config.yaml").images
+    expected = [process(png(number), config).encoded for number in range(40)]
+    assert images_of(one, "train") == Counter(expected[:3])
+    assert images_of(one, "validation") == Counter(expected[3:])
+    assert rejects_of(one) == [("in_validation", "a.tar")] * 37
+    assert sorted(path.name for path in one.glob("train*.tar")) == ["train-000000.tar"]
+    assert verify(one) == []
+    keyed = make(folder, tmp_path / "keyed", spills=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.build.note_leaks", _die_behind(note_leaks))
+        with pytest.raises(KeyboardInterrupt):
+            make(folder, tmp_path / "killed")
+    killed = make(folder, tmp_path / "killed")
+    for other in (keyed, killed):
+        assert (other / "manifest.json").read_bytes() == (one / "manifest.json").read_bytes()
+        for tar in one.glob("*.tar"):
+            assert (other / tar.name).read_bytes() == tar.read_bytes()
+    assert rejects_of(killed) == rejects_of(one)
+
+
+def _die_behind(function):
+    def die(*arguments):
+        assert function(*arguments)
+        raise KeyboardInterrupt
+
+    return die
 
 
 def test_text_files(config, tmp_path):
