@@ -64,10 +64,11 @@ def drop_copies(
     own = marks if split == VALIDATION and marks.any() else ~marks
     leaks = own & ~marks & marks[first]
     denied = leaks | (own & again & deduplicate)
-    kept = documents.filter(pa.array(own & ~denied))
-    stays = documents.take(pa.array(first[denied]))
+    stays = own & ~denied
+    kept = documents if stays.all() else documents.filter(pa.array(stays))  # a copy of a shard
+    originals = documents.take(pa.array(first[denied]))
     reasons = [LEAK if leak else REASON for leak in leaks[denied].tolist()]
-    details = [copy_of(stays, row) for row in range(stays.num_rows)]
+    details = [copy_of(originals, row) for row in range(originals.num_rows)]
     return kept, _rejects(documents.filter(pa.array(denied)), pa.array(reasons), pa.array(details))
 
 

@@ -151,8 +151,8 @@ def _merge(
 ) -> pa.RecordBatch:
     """The shard's documents of all pieces, in order, copies included."""
     seed, threshold = settings.split_seed, planned.split_threshold
-    chosen = [rows_of(piece, planned.split, seed=seed, threshold=threshold) for piece in pieces]
-    return in_order(concat(chosen))
+    parts = (rows_of(piece, planned.split, seed=seed, threshold=threshold) for piece in pieces)
+    return in_order(concat(list(parts)))  # the parts are gone before their order takes memory
 
 
 def _write(
@@ -163,8 +163,9 @@ def _write(
 ) -> ShardRow:
     kept, rejects = drop_copies(documents, planned.split, deduplicate=settings.deduplicate)
     excluded = read_excluded(work.excluded) if settings.compares else Excluded.none()
-    kept, also = drop_excluded(kept, excluded)
-    rejects = concat([rejects, also])
+    if settings.compares:
+        kept, also = drop_excluded(kept, excluded)
+        rejects = concat([rejects, also])
     write_rejects(work.rejects, shard_member(planned.name), rejects)
     tar = work.shards / f"{planned.name}.tar"
     shard = Shard(tar.name, 0, 0, 0, "", Chunks((), (), (), (), (), ()))

@@ -141,9 +141,10 @@ class _SpillPortion(beam.DoFn):  # type: ignore[misc]
     def _spill(self) -> None:
         if self.open.held:
             name = f"{self.portion:06d}-{len(self.open.spills)}.arrow"
-            write_spill(self.work.spills / name, concat(self.open.held))
+            documents = concat(self.open.held)
+            self.open.held, self.open.held_bytes = [], 0  # before their order takes memory
+            write_spill(self.work.spills / name, documents)
             self.open.spills.append(name)
-        self.open.held, self.open.held_bytes = [], 0
 
 
 def _assert_order(opened: _Open, batch: Batch) -> None:

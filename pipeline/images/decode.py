@@ -5,7 +5,8 @@
 | orientation in EXIF | upright pixels; damaged EXIF counts as none |
 | ICC profile | converted to sRGB, perceptual intent; a damaged profile counts as none |
 | greyscale, 1 bit, palette | RGB |
-| alpha, or a transparent colour | composed over `background` |
+| alpha, or a transparent colour | composed over `background`; such a colour of 2, 4 or 16 bits is
+opaque |
 | 16-bit greyscale | 8 bits, scaled and rounded; 16-bit colour keeps the high byte |
 | CMYK, also Adobe's inverted one | RGB by its profile, or by the plain formula |
 | animation | its first frame |
@@ -15,7 +16,7 @@
 import io
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ import PIL.ImageFile
 
 from pipeline.images import jpeg
 from pipeline.images.colours import Transform, to_srgb
+from pipeline.images.containers import is_cut_webp, is_plain_png, png_fault
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -32,6 +34,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SHRINK_MARGIN = 2
 """A JPEG is shrunk on load to no less than this times the wished side: the resize behind it then
 still has all frequencies that the result can hold."""
+
+TRUNCATED = "truncated_image"
+"""The reason that `accept_truncated` forgives."""
 
 PIL.Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is the limit, and an image above it one reject
 
@@ -112,11 +117,11 @@ def open_image(encoded: bytes, config: Config) -> Opened | BadImage:
     if not encoded:
         return BadImage("empty_file", "no bytes")
     try:
-        image = PIL.Image.open(io.BytesIO(encoded), formats=FORMATS)
+        image = _open(encoded)
     except PIL.UnidentifiedImageError:
         return BadImage("unknown_format", f"begins with {encoded[:12]!r}")
     except Exception as error:  # noqa: BLE001 - decoders raise whatever damaged bytes lead to
-        return _bad(error)
+        return _bad(error, encoded)
     if image.width * image.height > config.max_pixels:
         found = f"{image.width} x {image.height} pixels"
         return BadImage("too_many_pixels", f"{found}; images.decode.max_pixels={config.max_pixels}")
@@ -135,13 +140,27 @@ def load(opened: Opened, config: Config, *, wished_side: int = 0) -> Decoded | B
     try:
         return _load(opened, config, wished_side)
     except Exception as error:  # noqa: BLE001 - as above
-        return _bad(error)
+        bad = _bad(error, opened.encoded)
+    if bad.reason != TRUNCATED or not config.accept_truncated:
+        return bad
+    PIL.ImageFile.LOAD_TRUNCATED_IMAGES = True
+    try:
+        found = _load(replace(opened, image=_open(opened.encoded)), config, wished_side)
+        return found if isinstance(found, BadImage) else replace(found, untouched=False)
+    except Exception as error:  # noqa: BLE001 - as above
+        return _bad(error, opened.encoded)
+    finally:
+        PIL.ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
 def decode(encoded: bytes, config: Config) -> Decoded | BadImage:
     """Decode an image at its full size."""
     opened = open_image(encoded, config)
     return opened if isinstance(opened, BadImage) else load(opened, config)
+
+
+def _open(encoded: bytes) -> PIL.Image.Image:
+    return PIL.Image.open(io.BytesIO(encoded), formats=FORMATS)
 
 
 def _load(opened: Opened, config: Config, wished_side: int) -> Decoded | BadImage:
@@ -178,11 +197,13 @@ def _load_any(opened: Opened, config: Config, shrink: int) -> Decoded | BadImage
     image, stored = opened.image, opened.image.size
     if shrink > 1:
         image.draft(image.mode, (stored[0] // shrink, stored[1] // shrink))
-    PIL.ImageFile.LOAD_TRUNCATED_IMAGES = config.accept_truncated
     image.load()
     if image.mode in ("I", "F"):
         return BadImage("unsupported_pixels", f"mode {image.mode}: 32 bits of unknown range")
+    if image.format == "PNG" and (fault := png_fault(opened.encoded)):
+        return BadImage("damaged_image", fault)
     turn = _TURNS.get(opened.orientation)
+    is_plain = image.format != "PNG" or is_plain_png(opened.encoded)
     colours = _rgb(image, image.info.get("icc_profile"), config.background)
     pixels = np.asarray(colours)
     animated = getattr(image, "n_frames", 1) > 1
@@ -190,11 +211,17 @@ def _load_any(opened: Opened, config: Config, shrink: int) -> Decoded | BadImage
         pixels=pixels if turn is None else turn(pixels),
         conversion=None,
         format="JPEG" if image.format == "MPO" else str(image.format),
-        untouched=colours is image and turn is None and image.size == stored and not animated,
+        untouched=colours is image
+        and turn is None
+        and image.size == stored
+        and not animated
+        and is_plain,
     )
 
 
 def _orientation(image: PIL.Image.Image) -> int:
+    if image.format == "TIFF":  # Pillow turns it while it loads, and tells its upright size
+        return 1
     try:
         found = int(image.getexif().get(0x0112, 1))
     except Exception:  # noqa: BLE001 - damaged EXIF counts as none
@@ -241,9 +268,10 @@ def _alpha(image: PIL.Image.Image) -> PIL.Image.Image | None:
     return None
 
 
-def _bad(error: Exception) -> BadImage:
+def _bad(error: Exception, encoded: bytes) -> BadImage:
     if isinstance(error, MemoryError) or "out of memory" in str(error):
         raise MemoryError from None
     truncated = "truncated" in str(error).lower() or isinstance(error, EOFError)
+    truncated = truncated or is_cut_webp(encoded)
     detail = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    return BadImage("truncated_image" if truncated else "damaged_image", detail)
+    return BadImage(TRUNCATED if truncated else "damaged_image", detail)

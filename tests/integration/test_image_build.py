@@ -20,6 +20,13 @@ from pipeline.manifest import read_manifest
 from pipeline.verify import verify
 
 CLASSES = ("cat", "dog", "émeu")
+SHAPE = [
+    "images.resize.size=32",
+    "images.filter.min_side=10",
+    "split.fraction=0.2",
+    "shards.target_mib=0.05",
+    "max_bad_fraction=0.5",
+]
 
 
 def jpeg(number, size=(80, 60)):
@@ -58,11 +65,7 @@ def make(corpus, dataset_dir, *overrides, **arguments):
         "corpus.classes=true",
         f"corpus.path=[{corpus}]",
         "corpus.caption_extension=.txt",
-        "images.resize.size=32",
-        "images.filter.min_side=10",
-        "split.fraction=0.2",
-        "shards.target_mib=0.05",
-        "max_bad_fraction=0.5",
+        *SHAPE,
     ]
     return build(load(PipelineConfig, None, [*fixed, *overrides]), **arguments)
 
@@ -154,6 +157,30 @@ def test_a_dataset_is_a_corpus_again(built, tmp_path):
     assert read_manifest(again).classes == CLASSES
     for tar in built.glob("*.tar"):
         assert (again / tar.name).read_bytes() == tar.read_bytes()
+
+
+def test_tables_on_one_worker_and_two_give_the_bytes_of_the_folder(built, corpus, tmp_path):
+    for name in CLASSES:
+        paths = sorted(path for path in (corpus / name).glob("*.jpg") if path.stem != "silent")
+        rows = [f"{path},{name},café {path.stem}" for path in paths]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["image,label,text", *rows]))
+    asked = [
+        "corpus.format=image_table",
+        f"corpus.path=[{tmp_path}/*.csv]",
+        f"corpus.image_root={corpus}",
+        "corpus.allow_anywhere=true",
+        "corpus.class_column=label",
+        "corpus.caption_column=text",
+        *SHAPE,
+    ]
+    for workers in (1, 2):
+        folder = tmp_path / f"dataset{workers}"
+        override = [f"dataset_dir={folder}", f"num_workers={workers}"]
+        dataset = build(load(PipelineConfig, None, [*asked, *override]))
+        assert read_manifest(dataset).splits == read_manifest(built).splits
+        assert read_manifest(dataset).classes == CLASSES
+        for tar in built.glob("*.tar"):
+            assert (dataset / tar.name).read_bytes() == tar.read_bytes()
 
 
 def test_too_many_unreadable_images_refuse_the_build(corpus, tmp_path):

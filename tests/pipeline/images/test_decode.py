@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -82,8 +83,9 @@ def test_a_transparent_colour_of_a_palette():
     np.testing.assert_array_equal(pixels_of(encoded, background=(0, 0, 255)), expected)
 
 
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(10))
-def test_orientation(orientation):
+def test_orientation(orientation, format):
     turns = {
         2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1],
         5: lambda x: x.transpose(1, 0, 2), 6: lambda x: np.rot90(x, -1),
@@ -91,7 +93,8 @@ def test_orientation(orientation):
     }  # fmt: skip
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
-    encoded = file_of(PIL.Image.fromarray(COLOUR), "PNG", exif=exif)
+    options = {"lossless": True} if format == "WEBP" else {}
+    encoded = file_of(PIL.Image.fromarray(COLOUR), format, exif=exif, **options)
     expected = turns.get(orientation, lambda x: x)(COLOUR)
     np.testing.assert_array_equal(pixels_of(encoded), expected)
     opened = open_image(encoded, Config())
@@ -179,7 +182,47 @@ def test_truncated_images_are_rejected_or_accepted(format):
     assert reason_of(cut) == "truncated_image"
     top = pixels_of(cut, accept_truncated=True)[:8]
     np.testing.assert_array_equal(top, pixels_of(whole)[:8])
+    assert not decode(cut, Config(accept_truncated=True)).untouched
+    assert decode(whole, Config(accept_truncated=True)).untouched
     assert reason_of(cut) == "truncated_image"  # the choice of one call is not that of the next
+
+
+def test_a_cut_webp_is_told_from_a_damaged_one():
+    whole = file_of(PIL.Image.fromarray(COLOUR), "WEBP", lossless=True)
+    assert reason_of(whole[:-3]) == "truncated_image"
+    assert reason_of(whole[:20] + bytes(len(whole) - 20)) == "damaged_image"
+
+
+def test_a_png_of_which_only_the_end_mark_is_lost_is_written_anew():
+    whole = file_of(PIL.Image.fromarray(COLOUR))
+    assert decode(whole, Config()).untouched
+    for lost in (1, 4, 12):
+        decoded = decode(whole[:-lost], Config())
+        np.testing.assert_array_equal(np.asarray(decoded.pixels), COLOUR)
+        assert not decoded.untouched
+
+
+def test_wrong_pixels_of_a_png_are_found_by_their_checksum():
+    encoded = bytearray(file_of(PIL.Image.fromarray(COLOUR), compress_level=0))
+    place = encoded.index(b"IDAT") + 30
+    encoded[place] ^= 1
+    found = decode(bytes(encoded), Config())
+    assert found == BadImage("damaged_image", "wrong checksum of the pixels at byte 41")
+
+
+def test_sixteen_bits_of_colour_keep_the_high_byte_and_are_written_anew():
+    deep = RNG.integers(0, 65536, (6, 8, 3)).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in deep)
+    head = struct.pack(">IIBBBBB", 8, 6, 16, 2, 0, 0, 0)
+    parts = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    encoded = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in parts
+    )  # fmt: skip
+    decoded = decode(encoded, Config())
+    np.testing.assert_array_equal(np.asarray(decoded.pixels), deep >> 8)
+    assert not decoded.untouched
 
 
 def test_a_bomb_is_refused_by_its_header():
