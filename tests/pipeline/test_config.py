@@ -10,12 +10,14 @@ from pipeline.fingerprints import (
     portion_fingerprints,
     reading_fingerprint,
     request_fingerprint,
+    resources_fingerprint,
 )
 from pipeline.portions import place
 from pipeline.split import SplitConfig
 
 FOLDER = Path(configs.__file__).parent / "pipeline"
 MINIMAL = ["dataset_dir=d", "corpus.format=jsonl", "corpus.path=[c]"]
+WEBDATASET = ["corpus.format=webdataset", "corpus.path=[c]"]
 PLACEMENT = place(SplitConfig(), shuffle_seed=0, partition_bits=12)
 
 
@@ -113,6 +115,18 @@ def test_another_place_or_tokenizer_is_read_again():
     assert portion_fingerprints(config(), portions(), moved, "t") != base
     assert portion_fingerprints(config(), portions(), PLACEMENT, "u") != base
     assert portion_fingerprints(config(), portions(url="/moved/a"), PLACEMENT, "t") == base
+
+
+def test_names_of_classes_are_known_by_their_content(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("cat\ndog")
+    named = [f"corpus.class_names={path}", "corpus.class_member=cls"]
+    images = load(PipelineConfig, None, ["dataset_dir=d", *WEBDATASET, *named])
+    first = request_fingerprint(images, portions()), resources_fingerprint(images)
+    path.write_text("dog\ncat")
+    second = request_fingerprint(images, portions()), resources_fingerprint(images)
+    assert first[0] != second[0] and first[1] != second[1]
+    assert resources_fingerprint(load(PipelineConfig, None, ["dataset_dir=d", *WEBDATASET])) == ""
 
 
 def test_a_tokenizer_is_known_by_its_content(tmp_path):

@@ -166,8 +166,12 @@ def test_truncated_gz(tmp_path):
 
 def test_damaged_zips(tmp_path):
     whole = zip_of({"a.png": b"a" * 1000, "b.png": b"b"})
-    (tmp_path / "a.zip").write_bytes(whole[:-30])
-    assert rejects(read(tmp_path / "a.zip")) == [("truncated_file", 0, len(whole) - 30)]
+    for stop in (len(whole) - 30, len(whole) - 1, 100):  # the directory at its end is cut
+        (tmp_path / "a.zip").write_bytes(whole[:stop])
+        batches = read(tmp_path / "a.zip")
+        assert rejects(batches) == [("truncated_file", 0, stop)]
+        (detail,) = batches[0].rejects.column("detail").to_pylist()
+        assert detail.startswith("no directory at its end, so nothing of it can be read: ")
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         archive.writestr("a.png", b"stored a")
