@@ -23,7 +23,7 @@ class ShardsConfig:
     """How the dataset is cut into files."""
 
     target_mib: float = 256.0
-    """Wished size of a shard, MiB; a worker holds about three times this in memory."""
+    """Wished size of a shard, MiB; a worker holds about four times this in memory."""
     chunk_mib: float = 8.0
     """Wished size of a chunk, the unit in which training reads and shuffles, MiB."""
 

@@ -2,7 +2,7 @@
 
 A sample is an image with its class, caption and metadata. What lies beside the tars, as the tables
 and statistics of img2dataset, is not read. Members that are not asked for are passed over, and a
-line of the log at the end of each tar counts them by extension.
+line of the log at the end of each tar counts them by extension. One worker reads a tar.
 """
 
 import json
