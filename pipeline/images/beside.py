@@ -57,10 +57,10 @@ class Versions:
         return found
 
 
-def container_version(url: str, versions: Versions) -> str:
+def container_versions(url: str, versions: Versions) -> list[str]:
     """The version of the archive in a chain as `tar://::a.tar`; nothing where there is none."""
     container = url.partition("::")[2]
-    return versions.of(*locate(container)) if container else ""
+    return [versions.of(*locate(container))] if container else []
 
 
 def digest(lines: Iterable[str]) -> str:

@@ -8,12 +8,13 @@ not.
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 from pipeline.batch import Batch
 from pipeline.corpus import CorpusConfig, CorpusFile, Portion
 from pipeline.images import table
-from pipeline.images.beside import FORBIDDEN, Versions, container_version, digest
+from pipeline.images.beside import FORBIDDEN, Versions, container_versions, digest
 from pipeline.images.named import Finder, find_image, images_root, name_of, place_of
 from pipeline.images.rows import ImageRecord, as_metadata, image_documents
 from pipeline.images.table import Layout, Row, cut_table, read_strings, read_table
@@ -124,16 +125,19 @@ def beside(portions: Sequence[Portion], config: Config) -> list[str]:
     if config.strings != "path":
         return [""] * len(portions)
     versions = Versions()
-    container = container_version(config.image_root, versions)
-    return [digest(_versions(portion, config, versions, container)) for portion in portions]
+    containers = container_versions(config.image_root, versions)
+    finder = config.finder(portions[0].file)
+    found = []
+    for portion in portions:
+        if not config.image_root:  # else it is the same for all, and an archive takes time to open
+            finder = config.finder(portion.file)
+        found.append(digest(chain(containers, _versions(portion, config, versions, finder))))
+    return found
 
 
 def _versions(
-    portion: Portion, config: Config, versions: Versions, container: str
+    portion: Portion, config: Config, versions: Versions, finder: Finder
 ) -> Iterator[str]:
-    finder = config.finder(portion.file)
-    if container:
-        yield container
     for path in read_strings(portion, config.layout, config.image_column):
         try:
             place = place_of(path, finder)
