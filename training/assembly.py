@@ -1,5 +1,6 @@
 """Builds the parts of a run from its config: where models, tasks, data and the engine meet."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 
 import configs
 from pipeline.manifest import Manifest
-from training import checkpoint, distributed
+from training import checkpoint, distributed, sequence_parallel
 from training.activation_checkpointing import apply_activation_checkpointing
 from training.batch_size import accumulation_steps
 from training.checkpoint import RunState
@@ -18,7 +19,7 @@ from training.config import TrainingConfig
 from training.console import say
 from training.data.loader import EvaluationBatches, Loader
 from training.data.shards import load_manifest
-from training.engine import Engine
+from training.engine import Engine, construction
 from training.events import EventFile
 from training.hooks.checkpoints import CheckpointHook
 from training.hooks.damage import DamageHook
@@ -27,7 +28,7 @@ from training.hooks.evaluation import EvaluationHook
 from training.hooks.metrics import MetricsHook
 from training.initial_weights import take_initial_weights
 from training.kinds import kind_of
-from training.objective import Objective
+from training.objective import Objective, count_parameters
 from training.optimizer import build_optimizer
 from training.schedule import learning_rate
 from training.trainer import Hook, Trainer
@@ -45,10 +46,12 @@ class Run:
 
 def open_run(config: TrainingConfig) -> Run:
     """Read the manifest and check what can be checked."""
+    size = config.engine.sequence_parallel_size
+    sequence_parallel.check_ranks(size)
     accumulation = accumulation_steps(
         global_batch_size=config.batch.global_batch_size,
         micro_batch_size=config.batch.micro_batch_size,
-        world_size=distributed.world_size(),
+        world_size=distributed.world_size() // size,
     )
     manifest = load_manifest(config.data.dataset_dir)
     if config.evaluation.every_steps and not manifest.splits.get("validation"):
@@ -63,10 +66,13 @@ def open_run(config: TrainingConfig) -> Run:
 def build_engine(config: TrainingConfig, run: Run) -> Engine:
     """The model with seeded weights, its optimizer, and DeepSpeed around them."""
     torch.manual_seed(config.seed)
-    model = config.model.module.Model(config.model.config)
+    with construction(config.engine):
+        model = config.model.module.Model(config.model.config)
     if config.init_from:
         take_initial_weights(model, config)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())  # ZeRO-3 empties it
+    num_parameters = count_parameters(model)
+    if config.engine.sequence_parallel_size > 1:
+        sequence_parallel.share_sequences(model, config.engine.sequence_parallel_size)
     apply_activation_checkpointing(
         model.blocks,
         config.engine.activation_checkpointing,
@@ -84,19 +90,20 @@ def build_engine(config: TrainingConfig, run: Run) -> Engine:
     )
     torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout differs between ranks
     batch = config.batch
+    shares = _data_rank(config)[1]
+    of = "ranks" if shares == distributed.world_size() else "groups of ranks that share sequences"
     say(
         f"{config.model.name} of {num_parameters:,} parameters on {distributed.world_size()} "
         f"{engine.device.type} ranks, ZeRO stage {config.engine.zero_stage}, "
         f"{config.engine.precision}; global batch {batch.global_batch_size} = "
-        f"{batch.micro_batch_size} x {distributed.world_size()} ranks x "
-        f"{run.accumulation} accumulation"
+        f"{batch.micro_batch_size} x {shares} {of} x {run.accumulation} accumulation"
     )
     return engine
 
 
 def build_loader(config: TrainingConfig, run: Run, state: RunState) -> Loader:
     """This rank's micro batches behind the samples that the run has seen."""
-    world_size = distributed.world_size()
+    rank, world_size = _data_rank(config)
     shares_lanes = config.batch.global_batch_size % config.data.num_lanes == 0
     kind = kind_of(config)
     dataset = kind.open_split(
@@ -112,14 +119,27 @@ def build_loader(config: TrainingConfig, run: Run, state: RunState) -> Loader:
     )
     return Loader(
         dataset,
-        collate=run.task.collate,
+        collate=_collate(config, run),
         samples_seen=state.samples_seen,
         global_batch_size=config.batch.global_batch_size,
         micro_batch_size=config.batch.micro_batch_size,
-        rank=distributed.rank(),
+        rank=rank,
         world_size=world_size,
         num_batches_ahead=config.data.num_batches_ahead,
     )
+
+
+def _data_rank(config: TrainingConfig) -> tuple[int, int]:
+    """Which share of the samples is this rank's, of how many; some ranks share each sequence."""
+    size = config.engine.sequence_parallel_size
+    return distributed.rank() // size, distributed.world_size() // size
+
+
+def _collate(config: TrainingConfig, run: Run) -> Callable[[Any], dict[str, torch.Tensor]]:
+    size = config.engine.sequence_parallel_size
+    if size == 1:
+        return run.task.collate  # type: ignore[no-any-return]
+    return sequence_parallel.share_batch(run.task.collate, run.task.share, size)
 
 
 def build_trainer(
@@ -198,12 +218,13 @@ def _build_evaluations(
     config: TrainingConfig, run: Run, engine: Engine, events: EventFile | None
 ) -> list[EvaluationHook]:
     """Of the weights and, if there is one, of their average."""
+    rank, world_size = _data_rank(config)
     batches = EvaluationBatches(
         kind_of(config).open_split(config, run.manifest, split="validation"),
-        collate=run.task.collate,
+        collate=_collate(config, run),
         micro_batch_size=config.evaluation.micro_batch_size or config.batch.micro_batch_size,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
+        rank=rank,
+        world_size=world_size,
         max_samples=config.evaluation.max_samples,
     )
     return [

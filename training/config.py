@@ -74,6 +74,12 @@ class TrainingConfig:
         self.schedule.check(self.num_steps)
         if self.init_skip and not self.init_from:
             raise ValueError("init_skip names weights of init_from, which is empty")
+        if self.ema.decay and self.engine.optimizer_precision == "bf16":
+            raise ValueError(
+                "ema.decay averages fp32 weights, and engine.optimizer_precision=bf16 has none"
+            )
+        if self.ema.decay and self.engine.offload_optimizer == "nvme":
+            raise ValueError("ema.decay averages weights that engine.offload_optimizer=nvme hides")
         if self.init_ema and not self.init_from:
             raise ValueError("init_ema takes the average of init_from, which is empty")
         self._check_model()
@@ -125,6 +131,12 @@ class TextTrainingConfig(TrainingConfig):
                 f"data.sequence_length is {self.data.sequence_length}, but model.max_positions is "
                 f"{longest}; raise the one or lower the other"
             )
+        size = self.engine.sequence_parallel_size
+        if self.data.sequence_length % size:
+            raise ValueError(
+                f"data.sequence_length {self.data.sequence_length} is no multiple of "
+                f"engine.sequence_parallel_size {size}, whose ranks share it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,3 +149,11 @@ class ImageTrainingConfig(TrainingConfig):
     """Pictures of what the model sees and makes."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     """How well features of the model, and of the average of its weights, tell classes apart."""
+
+    def __post_init__(self) -> None:
+        """Refuse to divide what has no order."""
+        super().__post_init__()
+        if self.engine.sequence_parallel_size > 1:
+            raise ValueError(
+                "engine.sequence_parallel_size divides sequences of text, not images; use 1"
+            )

@@ -7,6 +7,7 @@ small one; ZeRO stage 0 computes under autocast on fp32 weights, since its own b
 wrappers take an optimizer step with zero gradients at the start and accumulate in low precision.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,6 +36,34 @@ class Config:
     """`blocks` compiles each block by torch.compile, at ZeRO stages 0 to 2; `deepcompile` compiles
     the whole model with its communication by DeepSpeed, at stage 3 on GPUs.
     """
+    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    """Where master weights and moments wait and the optimizer steps, at ZeRO stages 1 to 3: the
+    memory of the host, or, at stage 3, files below nvme_dir. Frees 12 bytes a parameter, shared.
+    """
+    offload_parameters: Literal["none", "cpu", "nvme"] = "none"
+    """ZeRO stage 3: where weights wait between the blocks that need them."""
+    nvme_dir: str = ""
+    """Folder on a fast local disk for what is offloaded to nvme; each rank has files of its own."""
+    optimizer_precision: Literal["fp32", "bf16"] = "fp32"
+    """Of master weights, gradients and moments under precision=bf16: bf16 takes 10 bytes a
+    parameter in the place of 18, and small updates are lost to rounding.
+    """
+    zero_init: bool = False
+    """ZeRO stage 3: weights are partitioned while the model is built, so that no process ever holds
+    them all. The same seed draws other weights than without.
+    """
+    hpz_partition_size: int = 1
+    """ZeRO++ at stage 3: ranks of a node, a divisor of the world size, that hold a second copy of
+    the weights, so that the backward pass gathers them inside the node; 1 = without.
+    """
+    quantize_weights: bool = False
+    """ZeRO++ at stage 3, on GPUs: weights are gathered as int8, half the traffic and rounded."""
+    quantize_gradients: bool = False
+    """ZeRO++ at stage 3, on GPUs: gradients are summed up over nodes as int4, rounded."""
+    sequence_parallel_size: int = 1
+    """Neighbouring ranks that share each sequence, positions and heads divided among them, for
+    sequences too long for one (Ulysses); a divisor of the world size and of num_heads.
+    """
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global L2 norm; 0 leaves them as they are."""
     max_skips_in_a_row: int = 10
@@ -53,13 +82,26 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
-        if self.max_grad_norm < 0:
-            raise ValueError(f"max_grad_norm must be 0 or more, found {self.max_grad_norm}")
+        if not 0 <= self.max_grad_norm < math.inf:
+            raise ValueError(
+                f"max_grad_norm must be 0 or more and finite, found {self.max_grad_norm}"
+            )
+        if not 0 <= self.initial_loss_scale_power <= 32:
+            raise ValueError(
+                "initial_loss_scale_power must be 0 to 32, found "
+                f"{self.initial_loss_scale_power}; fp16 ends at 2^16, and the loss is below 1"
+            )
         if self.max_skips_in_a_row < 0:
             raise ValueError(
                 f"max_skips_in_a_row must be 0 or more, found {self.max_skips_in_a_row}"
             )
-        for name in ("bucket_elements", "activation_checkpointing_every_n"):
+        names = (
+            "loss_scale_window",
+            "bucket_elements",
+            "activation_checkpointing_every_n",
+            "hpz_partition_size",
+        )
+        for name in names:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         if (self.compile == "blocks") == (self.zero_stage == 3) and self.compile != "none":
@@ -67,6 +109,66 @@ class Config:
                 f"compile={self.compile} does not go with zero_stage={self.zero_stage}: blocks are "
                 "compiled at stages 0 to 2; at stage 3, whose weights come and go, deepcompile is"
             )
+        self._check_stages()
+        self._check_offload()
+
+    def _check_stages(self) -> None:
+        """Refuse what this ZeRO stage cannot do."""
+        least = {
+            "offload_optimizer": (self.offload_optimizer != "none", 1),
+            "offload_optimizer=nvme": (self.offload_optimizer == "nvme", 3),
+            "offload_parameters": (self.offload_parameters != "none", 3),
+            "optimizer_precision=bf16": (self.optimizer_precision == "bf16", 1),
+            "zero_init": (self.zero_init, 3),
+            "hpz_partition_size": (self.hpz_partition_size > 1, 3),
+            "quantize_weights": (self.quantize_weights, 3),
+            "quantize_gradients": (self.quantize_gradients, 3),
+        }
+        for name, (is_wished, stage) in least.items():
+            if is_wished and self.zero_stage < stage:
+                raise ValueError(
+                    f"{name} needs zero_stage {stage}{' or more' if stage < 3 else ''}, "
+                    f"found {self.zero_stage}"
+                )
+
+    def _check_offload(self) -> None:
+        devices = (self.offload_optimizer, self.offload_parameters)
+        if ("nvme" in devices) != bool(self.nvme_dir):
+            raise ValueError(
+                f"nvme_dir is {self.nvme_dir!r}, offload_optimizer {devices[0]} and "
+                f"offload_parameters {devices[1]}; a folder is needed for nvme, and for it alone"
+            )
+        if self.optimizer_precision == "bf16" and self.precision != "bf16":
+            raise ValueError(
+                f"optimizer_precision=bf16 needs precision=bf16, found {self.precision}"
+            )
+        if self.optimizer_precision == "bf16" and self.offload_optimizer != "none":
+            raise ValueError(
+                "optimizer_precision=bf16 and offload_optimizer do not go together: DeepSpeed "
+                "offloads fp32 alone; take one of them"
+            )
+
+
+def check_device(config: Config, device: str, *, computes_fp16: bool) -> None:
+    """Refuse what the device, `cuda` or `cpu`, cannot do.
+
+    Raises:
+        ValueError: with what it can.
+    """
+    if config.compile == "deepcompile" and device != "cuda":
+        raise ValueError(
+            f"engine.compile=deepcompile needs a GPU, found {device}; use none, or blocks at ZeRO "
+            "stages 0 to 2"
+        )
+    if (config.quantize_weights or config.quantize_gradients) and device != "cuda":
+        raise ValueError(
+            f"engine.quantize_weights and engine.quantize_gradients need GPUs, found {device}"
+        )
+    if config.precision == "fp16" and config.zero_stage > 0 and not computes_fp16:
+        raise ValueError(
+            "engine.precision=fp16: this device computes no fp16; use bf16 or fp32, or "
+            "engine.zero_stage=0, which runs fp16 under autocast"
+        )
 
 
 def build_deepspeed_config(
@@ -77,7 +179,18 @@ def build_deepspeed_config(
     num_parameters: int,
     overlap: bool,
 ) -> dict[str, Any]:
-    """The dictionary for `deepspeed.initialize`; `overlap` communicates during the backward."""
+    """The dictionary for `deepspeed.initialize`; `overlap` communicates during the backward.
+
+    Raises:
+        ValueError: DeepSpeed would do something else than the config says.
+    """
+    accumulates = gradient_accumulation_steps > 1
+    if config.optimizer_precision == "bf16" and accumulates and config.zero_stage == 1:
+        raise ValueError(
+            "optimizer_precision=bf16 at zero_stage 1 cannot accumulate "
+            f"{gradient_accumulation_steps} micro batches in fp32; use stage 2 or 3, or a larger "
+            "micro_batch_size"
+        )
     # At stage 0 the engine clips: DeepSpeed would not tell the norm there.
     max_grad_norm = config.max_grad_norm if config.zero_stage > 0 else 0.0
     return {
@@ -88,14 +201,16 @@ def build_deepspeed_config(
         "steps_per_print": NEVER,
         "wall_clock_breakdown": False,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's steps on the host too, without a compiler
         "zero_optimization": _zero(config, num_parameters, overlap=overlap),
         **({"compile": {"deepcompile": True}} if config.compile == "deepcompile" else {}),
-        **_precision(config),
+        **_precision(config, accumulates=accumulates),
     }
 
 
 def _zero(config: Config, num_parameters: int, *, overlap: bool) -> dict[str, Any]:
-    bucket = max(1, min(config.bucket_elements, num_parameters))
+    # DeepSpeed refuses odd ones, which NCCL cannot align.
+    bucket = 2 * math.ceil(min(config.bucket_elements, num_parameters) / 2)
     section: dict[str, Any] = {
         "stage": config.zero_stage,
         "contiguous_gradients": True,
@@ -104,18 +219,39 @@ def _zero(config: Config, num_parameters: int, *, overlap: bool) -> dict[str, An
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
     }
+    if config.offload_optimizer != "none":
+        section["offload_optimizer"] = _offload(config.offload_optimizer, config.nvme_dir)
     if config.zero_stage == 3:
-        section["stage3_prefetch_bucket_size"] = bucket
-        section["stage3_param_persistence_threshold"] = min(100_000, num_parameters // 100)
-        # The default 1e9 keeps a model below a billion parameters gathered and saves nothing.
-        section["stage3_max_live_parameters"] = max(1, num_parameters // 4)
-        section["stage3_max_reuse_distance"] = max(1, num_parameters // 4)
-        # Its linear layer adds the bias in place to a product that `selective` has kept.
-        section["memory_efficient_linear"] = config.activation_checkpointing != "selective"
+        section |= _zero3(config, num_parameters, bucket)
     return section
 
 
-def _precision(config: Config) -> dict[str, Any]:
+def _zero3(config: Config, num_parameters: int, bucket: int) -> dict[str, Any]:
+    section: dict[str, Any] = {
+        "stage3_prefetch_bucket_size": bucket,
+        "stage3_param_persistence_threshold": min(100_000, num_parameters // 100),
+        # The default 1e9 keeps a model below a billion parameters gathered and saves nothing.
+        "stage3_max_live_parameters": max(1, num_parameters // 4),
+        "stage3_max_reuse_distance": max(1, num_parameters // 4),
+        # Its linear layer adds the bias in place to a product that `selective` has kept.
+        "memory_efficient_linear": config.activation_checkpointing != "selective",
+    }
+    if config.offload_parameters != "none":
+        section["offload_param"] = _offload(config.offload_parameters, config.nvme_dir)
+    if config.hpz_partition_size > 1:
+        section["zero_hpz_partition_size"] = config.hpz_partition_size
+    if config.quantize_weights:
+        section["zero_quantized_weights"] = True
+    if config.quantize_gradients:
+        section["zero_quantized_gradients"] = True
+    return section
+
+
+def _offload(device: str, nvme_dir: str) -> dict[str, Any]:
+    return {"device": device} | ({"nvme_path": nvme_dir} if device == "nvme" else {})
+
+
+def _precision(config: Config, *, accumulates: bool) -> dict[str, Any]:
     if config.precision == "fp32":
         return {}
     if config.zero_stage == 0:
@@ -123,7 +259,12 @@ def _precision(config: Config) -> dict[str, Any]:
         return {"torch_autocast": {"enabled": True, "dtype": dtype}}
     accumulation = {"data_types": {"grad_accum_dtype": "fp32"}}
     if config.precision == "bf16":
-        return {"bf16": {"enabled": True, "check_grad_overflow": True}, **accumulation}
+        bf16 = {"enabled": True, "check_grad_overflow": True}
+        if config.optimizer_precision == "bf16":
+            bf16 |= {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
+            if not accumulates:  # nothing is added up, so nothing is lost
+                accumulation = {"data_types": {"grad_accum_dtype": "bf16"}}
+        return {"bf16": bf16, **accumulation}
     fp16 = {
         "enabled": True,
         "loss_scale": 0,

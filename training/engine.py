@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from training import distributed, ema
-from training.deepspeed_config import Config, build_deepspeed_config
-from training.objective import Metrics, MicroBatch, Objective
+from training.deepspeed_config import NEVER, Config, build_deepspeed_config, check_device
+from training.objective import Metrics, MicroBatch, Objective, count_parameters
 
 os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")  # no CUDA operator of DeepSpeed is compiled here
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -74,12 +74,15 @@ class Engine:
         self.faults: list[Exception] = []
         """Of the checkpoint that is being written."""
         self.device = torch.device(get_accelerator().current_device_name())
-        _check_device(config)
+        accelerator = get_accelerator()
+        check_device(
+            config, accelerator.device_name(), computes_fp16=accelerator.is_fp16_supported()
+        )
         settings = build_deepspeed_config(
             config,
             micro_batch_size=micro_batch_size,
             gradient_accumulation_steps=gradient_accumulation_steps,
-            num_parameters=sum(parameter.numel() for parameter in objective.parameters()),
+            num_parameters=count_parameters(objective),
             overlap=self.device.type != "cpu",
         )
         # An engine of stage 0 leaves its dtype behind, in which later ones would communicate.
@@ -315,6 +318,23 @@ def initialize_distributed() -> None:
     deepspeed.init_distributed(verbose=False)
 
 
+def construction(config: Config) -> contextlib.AbstractContextManager[Any]:
+    """What a model is built in: under `zero_init` each part is partitioned as it comes."""
+    if not config.zero_init:
+        return contextlib.nullcontext()
+    settings = build_deepspeed_config(
+        config,
+        micro_batch_size=1,
+        gradient_accumulation_steps=1,
+        num_parameters=NEVER,  # not known yet, and of no effect here
+        overlap=False,
+    )
+    context: contextlib.AbstractContextManager[Any] = deepspeed.zero.Init(
+        config_dict_or_path=settings
+    )
+    return context
+
+
 def load_weights(checkpoint_dir: Path, *, averaged: bool = False) -> dict[str, torch.Tensor]:
     """The model's fp32 weights, consolidated from the ranks' files of a checkpoint, on the CPU.
 
@@ -365,22 +385,6 @@ def _keeping_faults(write: Callable[..., None], faults: list[Exception]) -> Call
 
 def _has_finite_square(norm: torch.Tensor) -> torch.Tensor:
     return norm.float().square().isfinite()
-
-
-def _check_device(config: Config) -> None:
-    """Refuse what the device cannot do."""
-    if config.compile == "deepcompile" and get_accelerator().device_name() != "cuda":
-        raise ValueError(
-            f"engine.compile=deepcompile needs a GPU, found {get_accelerator().device_name()}; "
-            "use none, or blocks at ZeRO stages 0 to 2"
-        )
-    if config.precision != "fp16" or config.zero_stage == 0:
-        return
-    if not get_accelerator().is_fp16_supported():
-        raise ValueError(
-            "engine.precision=fp16: this device computes no fp16; use bf16 or fp32, or "
-            "engine.zero_stage=0, which runs fp16 under autocast"
-        )
 
 
 def _without_compiled_operator() -> None:

@@ -52,3 +52,8 @@ class Objective(nn.Module):
 
     def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, Metrics]:
         return self.task.loss(self.model, batch)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of a model, also of one whose weights ZeRO stage 3 has partitioned."""
+    return sum(getattr(each, "ds_numel", each.numel()) for each in model.parameters())

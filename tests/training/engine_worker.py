@@ -83,6 +83,9 @@ def cases(folder):
         found[f"full disk zero{stage}"] = partial(full_disk, folder, stage)
         found[f"layer decay zero{stage}"] = partial(layer_decay, folder, stage)
     if distributed.world_size() > 1:
+        import engine_options  # it takes what is here
+
+        found |= engine_options.cases(folder)
         for stage in STAGES:
             found |= cases_of_two_ranks(stage)
     found["fp16 refused"] = fp16_refused
@@ -257,24 +260,25 @@ def evaluate(stage):
     }
 
 
-def save_and_load(folder, stage, precision):
+def save_and_load(folder, stage, precision, **settings):
     folder = folder / f"{precision}-zero{stage}"
     if distributed.is_rank_zero():
-        folder.mkdir()
+        folder.mkdir(parents=True)
     distributed.barrier()
-    engine = build(stage, precision=precision)
-    take_steps(engine, (0, 1))
+    engine = build(stage, precision=precision, **settings)
+    take = partial(take_steps, micro_batch_size=settings.get("micro_batch_size", 2))
+    take(engine, (0, 1))
     saved = weights(engine)
     engine.save(folder)
-    other = build(stage, precision=precision, seed=99)
+    other = build(stage, precision=precision, seed=99, **settings)
     other.load(folder)
     return {
         "files": sorted(path.name for path in folder.rglob("*")),
         "saved": saved,
         "loaded": weights(other),
         "consolidated": engines.load_weights(folder),
-        "on": take_steps(engine, (2, 3)),
-        "resumed": take_steps(other, (2, 3)),
+        "on": take(engine, (2, 3)),
+        "resumed": take(other, (2, 3)),
     }
 
 

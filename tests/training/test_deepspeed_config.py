@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from training.deepspeed_config import NEVER, Config, build_deepspeed_config
+from training.deepspeed_config import NEVER, Config, build_deepspeed_config, check_device
 
 GOLDEN = Path(__file__).parent / "golden"
 COMBINATIONS = list(itertools.product((0, 1, 2, 3), ("fp32", "bf16", "fp16")))
@@ -20,6 +20,22 @@ GOLDENS = {
         "precision": "bf16",
         "activation_checkpointing": "selective",
     },
+    "zero1-bf16-offload": {"stage": 1, "precision": "bf16", "offload_optimizer": "cpu"},
+    "zero3-bf16-offload": {
+        "stage": 3,
+        "precision": "bf16",
+        "offload_optimizer": "nvme",
+        "offload_parameters": "cpu",
+        "nvme_dir": "/local",
+    },
+    "zero3-bf16-zeropp": {
+        "stage": 3,
+        "precision": "bf16",
+        "hpz_partition_size": 8,
+        "quantize_weights": True,
+        "quantize_gradients": True,
+    },
+    "zero2-bf16-states": {"stage": 2, "precision": "bf16", "optimizer_precision": "bf16"},
     "zero2-bf16-compiled": {"stage": 2, "precision": "bf16", "compile": "blocks"},
     "zero3-bf16-deepcompile": {"stage": 3, "precision": "bf16", "compile": "deepcompile"},
     "zero2-bf16-reduced-in-bf16": {"stage": 2, "precision": "bf16", "reduce_in_fp32": False},
@@ -100,11 +116,11 @@ def test_deepspeed_prints_nothing_and_uses_no_removed_key(stage, precision):
 
 
 @every_combination
-@pytest.mark.parametrize("num_parameters", [1, 1000, 7_000_000_000])
+@pytest.mark.parametrize("num_parameters", [1, 1000, 999, 7_000_000_000])
 def test_buckets_fit_the_model(stage, precision, num_parameters):
     config = build(stage, precision, num_parameters=num_parameters, bucket_elements=5000)
     zero = config["zero_optimization"]
-    bucket = min(5000, num_parameters)
+    bucket = 2 * -(-min(5000, num_parameters) // 2)  # even, or DeepSpeed refuses it
     assert zero["reduce_bucket_size"] == zero["allgather_bucket_size"] == bucket
     if stage == 3:
         assert zero["stage3_prefetch_bucket_size"] == bucket
@@ -130,9 +146,15 @@ def test_the_loss_scale_is_dynamic_and_ours():
     ("name", "value"),
     [
         ("max_grad_norm", -1.0),
+        ("max_grad_norm", float("nan")),
+        ("max_grad_norm", float("inf")),
+        ("initial_loss_scale_power", 33),
+        ("initial_loss_scale_power", -1),
+        ("loss_scale_window", 0),
         ("bucket_elements", 0),
         ("max_skips_in_a_row", -1),
         ("activation_checkpointing_every_n", 0),
+        ("hpz_partition_size", 0),
     ],
 )
 def test_numbers_without_a_meaning(name, value):
@@ -149,3 +171,61 @@ def test_compilation_and_zero_stages(mode, stages):
         else:
             with pytest.raises(ValueError, match=f"compile={mode} does not go with zero_stage"):
                 Config(zero_stage=stage, compile=mode)
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "message"),
+    [
+        (0, {"offload_optimizer": "cpu"}, "offload_optimizer needs zero_stage 1 or more, found 0"),
+        (2, {"offload_optimizer": "nvme", "nvme_dir": "/x"}, "nvme needs zero_stage 3, found 2"),
+        (2, {"offload_parameters": "cpu"}, "offload_parameters needs zero_stage 3, found 2"),
+        (0, {"optimizer_precision": "bf16"}, "needs zero_stage 1 or more"),
+        (2, {"zero_init": True}, "zero_init needs zero_stage 3, found 2"),
+        (1, {"hpz_partition_size": 2}, "hpz_partition_size needs zero_stage 3"),
+        (2, {"quantize_weights": True}, "quantize_weights needs zero_stage 3"),
+        (2, {"quantize_gradients": True}, "quantize_gradients needs zero_stage 3"),
+        (3, {"offload_optimizer": "nvme"}, "a folder is needed for nvme"),
+        (3, {"nvme_dir": "/x"}, "a folder is needed for nvme, and for it alone"),
+        (3, {"optimizer_precision": "bf16", "precision": "fp32"}, "needs precision=bf16, found f"),
+        (1, {"optimizer_precision": "bf16", "offload_optimizer": "cpu"}, "do not go together"),
+    ],
+)
+def test_settings_that_do_not_go_together(stage, settings, message):
+    with pytest.raises(ValueError, match=message):
+        Config(zero_stage=stage, **settings)
+
+
+@pytest.mark.parametrize(("accumulation", "dtype"), [(1, "bf16"), (4, "fp32")])
+def test_bf16_states_still_add_up_in_fp32(accumulation, dtype):
+    config = build_deepspeed_config(
+        Config(zero_stage=2, optimizer_precision="bf16"),
+        micro_batch_size=8,
+        gradient_accumulation_steps=accumulation,
+        num_parameters=100,
+        overlap=True,
+    )
+    assert config["data_types"]["grad_accum_dtype"] == dtype
+    assert config["bf16"]["bf16_master_weights_and_grads"] is True
+    assert config["bf16"]["bf16_optimizer_states"] is True
+
+
+def test_bf16_states_at_stage_1_do_not_accumulate():
+    # DeepSpeed would take its optimizer of fp32 states there, silently.
+    with pytest.raises(ValueError, match="cannot accumulate 4 micro batches in fp32"):
+        build(1, "bf16", optimizer_precision="bf16")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"compile": "deepcompile"},
+        {"quantize_weights": True},
+        {"quantize_gradients": True},
+        {"precision": "fp16"},
+    ],
+)
+def test_what_a_device_cannot_do(settings):
+    config = Config(zero_stage=3, **settings)
+    check_device(config, "cuda", computes_fp16=True)
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        check_device(config, "cpu", computes_fp16=False)

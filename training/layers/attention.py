@@ -22,6 +22,10 @@ class Heads(NamedTuple):
     """Width of one head, features."""
 
 
+Attend = Callable[..., Tensor]
+"""(q, k, v, mask, *, causal) -> values (B, H, T, K)."""
+
+
 class Attention(nn.Module):
     """Attention to all positions, or, where `causal`, to none behind a position's own.
 
@@ -50,6 +54,8 @@ class Attention(nn.Module):
         self.query_norm, self.key_norm = head_norm(), head_norm()
         self.captured: list[Tensor] | None = None
         """Weights of each forward, where someone wishes to see them; see `capture_attention`."""
+        self.attend: Attend = self.attend_alone
+        """What computes attention; ranks that share sequences put an exchange around it."""
         self.output = Linear(heads.num_heads * heads.head_dim, d_model, bias=bias, std=stds[1])
 
     def forward(
@@ -70,17 +76,26 @@ class Attention(nn.Module):
         is_causal = self.causal and mask is None and q.shape[2] == k.shape[2]
         if self.captured is not None:
             self.captured.append(attention_weights(q, k, mask=mask, is_causal=is_causal))
-        attended = F.scaled_dot_product_attention(
+        # Where ranks share sequences, those that are generated or looked at are whole on each.
+        is_whole = cache is not None or self.captured is not None
+        attend = self.attend_alone if is_whole else self.attend
+        attended = attend(q, k, v, mask, causal=is_causal)  # (B, H, T, K)
+        output: Tensor = self.output(attended.transpose(1, 2).flatten(2))  # (B, T, D)
+        return output
+
+    def attend_alone(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool
+    ) -> Tensor:
+        """Values (B, H, T, K), weighted for queries (B, H, T, K), of this process alone."""
+        return F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=is_causal,
+            is_causal=causal,
             enable_gqa=q.shape[1] != k.shape[1],
         )
-        output: Tensor = self.output(attended.transpose(1, 2).flatten(2))  # (B, T, D)
-        return output
 
 
 class Cache:

@@ -78,6 +78,21 @@ class Task:
             batch |= document_layout(sequences.document_starts, tokens.shape[1] - 1)
         return {name: torch.from_numpy(np.ascontiguousarray(batch[name])) for name in batch}
 
+    def share(self, batch: dict[str, Tensor], *, index: int, size: int) -> dict[str, Tensor]:
+        """The positions of one of `size` ranks that share the sequences (B, T): (B, T / size).
+
+        Documents stay whole: attention sees all positions.
+        """
+        length = batch["tokens"].shape[1]
+        assert length % size == 0  # checked with the config
+        positions = torch.arange(length).expand_as(batch["tokens"])  # (B, T)
+        own = slice(index * length // size, (index + 1) * length // size)
+        shared = {"positions": positions} | batch
+        return {
+            name: tensor if name == "documents" else tensor[:, own].contiguous()
+            for name, tensor in shared.items()
+        }
+
     def num_targets(self, batch: dict[str, Tensor]) -> int:
         """Terms of the loss."""
         return int((batch["targets"] != IGNORED).sum())
