@@ -127,7 +127,7 @@ def run_cases(folder, environment, *, world_size):
                 )
             )
     try:
-        codes = [process.wait(timeout=280) for process in ranks]
+        codes = [process.wait(timeout=580) for process in ranks]
     finally:
         for process in ranks:
             process.kill()

@@ -6,7 +6,7 @@ The cases run in `engine_worker.py`, on two gloo ranks and on one.
 import pytest
 import torch
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STAGES = (0, 1, 2, 3)
 FP32 = [f"fp32 zero{stage} accumulation{count}" for stage in STAGES for count in (1, 4)]

@@ -6,7 +6,7 @@ The cases run in `engine_options.py`, on two gloo ranks.
 import pytest
 import torch
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROUNDING = 2e-6
 """Of losses: ranks sum up in another order."""

@@ -1,0 +1,78 @@
+"""The doctor: what it calls a fault, and the whole of it on two ranks."""
+
+import subprocess
+import sys
+
+import pytest
+
+from training.doctor import installation, parity
+from training.doctor.parity import CASES, Result, judge
+
+PLAIN = Result([4.1, 4.0, 3.9])
+
+
+@pytest.mark.parametrize(
+    ("losses", "verdict"),
+    [
+        ([4.1, 4.0, 3.9], "ok"),
+        ([4.1, 4.00005, 3.9], "ok"),
+        ([4.1, 4.001, 3.9], "fault"),
+        ([4.1, float("nan"), 3.9], "fault"),
+    ],
+)
+def test_losses_beside_those_of_plain_torch(losses, verdict):
+    finding = judge("stage 2", PLAIN, {1: PLAIN, 2: Result(losses)})
+    assert finding.verdict == verdict
+    assert finding.found.startswith("1 rank: off by 0.0e+00; 2 ranks:")
+
+
+def test_a_case_that_failed_tells_why():
+    finding = judge("stage 2", PLAIN, {2: Result([], "RuntimeError: no kernel")})
+    assert (finding.verdict, finding.found) == ("fault", "2 ranks: RuntimeError: no kernel")
+
+
+def test_a_rank_that_dies_is_a_finding(monkeypatch):
+    monkeypatch.setattr(parity.sys, "executable", "/bin/false")
+    findings = list(parity.check_parity(2))
+    assert [finding.verdict for finding in findings] == ["fault"]
+    assert "1 ranks ended without results" in findings[0].found
+
+
+def test_locks_of_killed_compilations(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    assert list(installation._check_locks()) == []
+    (tmp_path / "py311_cpu" / "async_io").mkdir(parents=True)
+    (tmp_path / "py311_cpu" / "async_io" / "lock").touch()
+    (finding,) = installation._check_locks()
+    assert (finding.verdict, "async_io/lock" in finding.found) == ("note", True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_whole_of_it(environment, tmp_path, dataset_dir):
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"run_dir: {tmp_path / 'run'}\nnum_steps: 3\n"
+        "model: {name: transformer, vocab_size: 10}\ntask: {name: causal_lm}\n"
+        f"data: {{dataset_dir: {dataset_dir}, sequence_length: 8}}\n"
+        "batch: {global_batch_size: 9, micro_batch_size: 2}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "training.doctor", config, "engine.zero_stage=1"],
+        env=environment | {"COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=550,
+        check=False,
+    )
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert done.returncode == 1, done.stderr
+    assert lines[-1] == "1 fault"
+    assert [line for line in lines if line.startswith("fault")] == [
+        line for line in lines if line.startswith("fault batch batch.global_batch_size=9 is no mul")
+    ]
+    for name in CASES:
+        (row,) = [line for line in lines if line.startswith(f"ok {name} 1 rank")]
+        assert "2 ranks: off by" in row
+    assert any(line.startswith("ok all-reduce") for line in lines)
+    assert any(line.startswith("ok dataset") and "train 2 samples" in line for line in lines)

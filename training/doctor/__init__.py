@@ -1,0 +1,1 @@
+"""`python -m training.doctor`: whether an installation and a machine train correctly."""
