@@ -49,7 +49,8 @@ def test_checkpoints_with_it(two_ranks, stage, option):
     case = two_ranks[f"save {option} zero{stage}"]
     for name, weight in case["saved"].items():
         assert torch.equal(case["loaded"][name], weight), name
-        assert torch.equal(case["consolidated"][name].float(), weight.float()), name
+        # The model computes with bf16; what is consolidated is the optimizer's, fp32 by default.
+        assert torch.equal(case["consolidated"][name].bfloat16(), weight.bfloat16()), name
     assert case["resumed"]["losses"] == case["on"]["losses"]
     assert case["resumed"]["norms"] == case["on"]["norms"]
 
