@@ -205,8 +205,7 @@ def _build_hooks(
         CheckpointHook(
             run.dir / "checkpoints",
             engine,
-            every_steps=config.checkpoints.every_steps,
-            keep=config.checkpoints.keep,
+            config.checkpoints,
             config=configs.to_yaml(config),
             settle=metrics.settle,
         )

@@ -1,33 +1,26 @@
-"""Checkpoints: atomic and verified.
+"""Checkpoints on the disk: what one holds, which is the last good one, which of them stay.
 
-`RUN/checkpoints/step-00001000/` holds DeepSpeed's files, a file of each rank with its random state,
-`state.json` with the integers of the run, the config, and last `checkpoint.json` with size and
-sha256 of all of them. All of it is written under a temporary name and renamed; then `latest` is
-renamed over. After a kill at any moment the newest complete checkpoint is found, and a damaged one
-is named and passed over.
+`RUN/checkpoints/step-00001000/` holds DeepSpeed's files, a file of each rank with its random state
+and one with the layout of its weights, `state.json` with the integers of the run, the config, and
+last `checkpoint.json` with size and sha256 of all of them. `training/saving.py` writes it. After a
+kill at any moment the newest complete checkpoint is found; a damaged one is named and passed over.
 """
 
 import hashlib
 import json
-import os
-import random
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import numpy as np
-import torch
+from typing import Any
 
 from training import distributed
-
-Result = TypeVar("Result")
 
 SUMMARY = "checkpoint.json"
 STATE = "state.json"
 CONFIG = "config.yaml"
+NAME = re.compile(r"step-\d{8,}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +31,26 @@ class Config:
     """Write a checkpoint after so many steps, and at the end of the run; 0 only at the end."""
     keep: int = 2
     """Keep so many of the newest checkpoints; 0 keeps all."""
+    keep_every_steps: int = 0
+    """Keep those at multiples of so many steps, too, for ever; 0 none. A multiple of `every_steps`.
+    """
+    asynchronous: bool = False
+    """Training waits only for a copy of its state in host memory, which a thread writes to the
+    disk: as much memory as the checkpoint has bytes, on a GPU pinned.
+    """
 
     def __post_init__(self) -> None:
-        """Refuse negative numbers."""
-        for name in ("every_steps", "keep"):
+        """Refuse negative numbers, and steps that have no checkpoint to keep."""
+        for name in ("every_steps", "keep", "keep_every_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, found {getattr(self, name)}")
+        if self.keep_every_steps and (
+            not self.every_steps or self.keep_every_steps % self.every_steps
+        ):
+            raise ValueError(
+                f"keep_every_steps is {self.keep_every_steps}; it must be a multiple of "
+                f"every_steps, which is {self.every_steps}, or 0"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,41 +71,17 @@ class RunState:
     """All that the order of samples depends on: dataset, sequence length, seed."""
 
 
-def save_checkpoint(
-    checkpoints_dir: Path, state: RunState, write: Callable[[Path], None], config_yaml: str
-) -> Path:
-    """Write a checkpoint; every rank calls it and `write(folder)` writes the engine's part.
-
-    Raises:
-        OSError: no space or no permission on some rank; raised on every rank, and whatever was
-            saved before is untouched.
-    """
-    final = checkpoints_dir / f"step-{state.step:08d}"
-    temporary = checkpoints_dir / f".tmp-{final.name}"
-    try:
-        _together(lambda: _make_room(temporary))
-        _together(lambda: _write_files(temporary, state, write, config_yaml))
-        summary = _gather_rows(_together(lambda: _hash_share(temporary)))
-        _together(lambda: _publish(temporary, final, summary))
-    except OSError as error:
-        free_gib = _free_gib(checkpoints_dir)
-        _drop(temporary)
-        raise OSError(
-            f"checkpoint of step {state.step} not written to {temporary}: {error}; "
-            f"{free_gib:.1f} GiB were free there; the checkpoints before it are untouched"
-        ) from error
-    return final
-
-
-def remove_old(newest: Path, *, keep: int) -> None:
+def remove_old(newest: Path, *, keep: int, keep_every_steps: int = 0) -> None:
     """Remove all but the last `keep` checkpoints up to `newest`, just written; 0 keeps all.
 
-    What lies beyond it is damaged, since the run resumed before it, and must not count.
+    Those at multiples of `keep_every_steps` stay. What lies beyond `newest` is damaged, since the
+    run resumed before it, and must not count.
     """
     if keep and distributed.is_rank_zero():
         folders = list_checkpoints(newest.parent)
         for folder in folders[: folders.index(newest) + 1][:-keep]:
-            shutil.rmtree(folder)
+            if not (keep_every_steps and step_of(folder) % keep_every_steps == 0):
+                shutil.rmtree(folder)
 
 
 def find_last_good(checkpoints_dir: Path, warn: Callable[[str], None]) -> Path | None:
@@ -125,79 +108,27 @@ def read_state(checkpoint_dir: Path) -> RunState:
     return RunState(**json.loads((checkpoint_dir / STATE).read_text()))
 
 
-def restore_random_state(checkpoint_dir: Path) -> None:
-    """Set this rank's random generators to where the checkpoint found them."""
-    state: dict[str, Any] = torch.load(checkpoint_dir / _rank_file(), weights_only=False)
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002  (what libraries below us draw from)
-    torch.set_rng_state(state["torch"])
-    if state["device"] is not None:
-        torch.cuda.set_rng_state(state["device"])
+def folder_name(step: int) -> str:
+    """Of the checkpoint behind a step."""
+    return f"step-{step:08d}"
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """What the summary says of a file."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": sha256}
 
 
 def list_checkpoints(checkpoints_dir: Path) -> list[Path]:
     """Complete checkpoints, oldest first, not verified."""
-    names = (re.fullmatch(r"step-(\d{8,})", path.name) for path in checkpoints_dir.glob("step-*"))
-    steps = sorted((int(name[1]), name[0]) for name in names if name)
-    return [checkpoints_dir / name for _, name in steps]
+    found = checkpoints_dir.glob("step-*")
+    return sorted((path for path in found if NAME.fullmatch(path.name)), key=step_of)
 
 
-def _together(work: Callable[[], Result]) -> Result:
-    """This rank's part of the work; a fault on one rank is an OSError on all, none waits."""
-    done: list[Result] = []
-    fault = ""
-    try:
-        done.append(work())
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-        fault = str(error) or repr(error)
-    faults = [each for each in distributed.gather(fault) if each]
-    if faults:
-        raise OSError(faults[0])
-    return done[0]
-
-
-def _make_room(folder: Path) -> None:
-    """The empty folder; what a killed run has left unfinished goes."""
-    if distributed.is_rank_zero():
-        for unfinished in folder.parent.glob(".tmp-step-*"):
-            shutil.rmtree(unfinished)
-        folder.mkdir(parents=True)
-
-
-def _write_files(
-    folder: Path, state: RunState, write: Callable[[Path], None], config_yaml: str
-) -> None:
-    """All files of a checkpoint but the summary."""
-    write(folder)
-    torch.save(_random_state(), folder / _rank_file())
-    if distributed.is_rank_zero():
-        (folder / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
-        (folder / CONFIG).write_text(config_yaml)
-
-
-def _publish(temporary: Path, final: Path, summary: dict[str, Any]) -> None:
-    """Write the summary last, give the folder its name, and point `latest` at it."""
-    if not distributed.is_rank_zero():
-        return
-    _write_durably(temporary / SUMMARY, json.dumps({"files": summary}, indent=1) + "\n")
-    if final.exists():  # damaged, and passed over when the run resumed
-        shutil.rmtree(final)
-    temporary.replace(final)
-    _fsync_dir(final.parent)
-    _write_durably(final.parent / "latest", f"{final.name}\n")
-
-
-def _free_gib(folder: Path) -> float:
-    while not folder.exists():  # it may be what could not be made
-        folder = folder.parent
-    return shutil.disk_usage(folder).free / 2**30
-
-
-def _drop(temporary: Path) -> None:
-    """Leave the disk no fuller than it was."""
-    distributed.barrier()  # all have seen how full it was
-    if distributed.is_rank_zero():
-        shutil.rmtree(temporary, ignore_errors=True)
+def step_of(checkpoint_dir: Path) -> int:
+    """The step behind which a checkpoint was taken."""
+    return int(checkpoint_dir.name.removeprefix("step-"))
 
 
 def _verify_part(folder: Path) -> list[str]:
@@ -214,59 +145,6 @@ def _verify_part(folder: Path) -> list[str]:
             faults.append(f"{name} is missing")
         elif path.stat().st_size != size:
             faults.append(f"{name} has {path.stat().st_size} of {size} bytes")
-        elif _sha256(path) != sha256:
+        elif describe_file(path)["sha256"] != sha256:
             faults.append(f"{name} has another sha256 than written")
     return faults
-
-
-def _hash_share(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of this rank's share of the files, which are on the disk then."""
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    share: dict[str, dict[str, Any]] = {}
-    for name in names[distributed.rank() :: distributed.world_size()]:
-        path = folder / name
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        share[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    return share
-
-
-def _gather_rows(share: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {name: row for part in distributed.gather(share) for name, row in sorted(part.items())}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _random_state() -> dict[str, Any]:
-    on_cuda = torch.cuda.is_available()
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),  # noqa: NPY002
-        "torch": torch.get_rng_state(),
-        "device": torch.cuda.get_rng_state() if on_cuda else None,
-    }
-
-
-def _rank_file() -> str:
-    return f"rank-{distributed.rank():05d}.pt"
-
-
-def _write_durably(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _fsync_dir(path.parent)
-
-
-def _fsync_dir(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,11 +6,10 @@ In fp32 beside the fp32 master weights, and partitioned over the ranks as they a
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from training import distributed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +55,15 @@ class Average:
         for name, weight in weights.items():
             self.means[name].copy_(weight.data)
 
-    def save(self, checkpoint_dir: Path) -> None:
-        """Write this rank's part."""
-        state = {"num_updates": self.num_updates, "means": self.means}
-        torch.save(state, part_path(checkpoint_dir, distributed.rank()))
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's part, as a checkpoint holds it."""
+        return {"num_updates": self.num_updates, "means": self.means}
 
-    def load(self, path: Path) -> None:
-        """Read a part that `save` wrote."""
+    def load(self, path: Path, weights: Mapping[str, Tensor]) -> None:
+        """Read the part that lies there; where a run had none so far, begin at the weights."""
+        if not path.exists():
+            self.restart(weights)
+            return
         state = torch.load(path, weights_only=True)
         self.num_updates = state["num_updates"]
         for name, mean in self.means.items():

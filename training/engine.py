@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,13 @@ import torch
 from torch import nn
 
 from training import distributed, ema
+from training.console import say
 from training.deepspeed_config import NEVER, Config, build_deepspeed_config, check_device
+from training.layout import layout_path
+from training.loss_scale import read_loss_scale, set_loss_scale
 from training.objective import Metrics, MicroBatch, Objective, count_parameters
+from training.partition import Partition
+from training.reshard import load_resharded
 
 os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")  # no CUDA operator of DeepSpeed is compiled here
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -36,6 +41,8 @@ from deepspeed.utils import zero_to_fp32  # noqa: E402
 
 TAG = "deepspeed"
 """Folder of DeepSpeed's files inside a checkpoint."""
+RECOVERY_SCRIPT = Path(zero_to_fp32.__file__)
+"""DeepSpeed's script that consolidates weights, which lies beside its files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +78,6 @@ class Engine:
         self.config = config
         self.task = objective.task
         self.accumulation = gradient_accumulation_steps
-        self.faults: list[Exception] = []
-        """Of the checkpoint that is being written."""
         self.device = torch.device(get_accelerator().current_device_name())
         accelerator = get_accelerator()
         check_device(
@@ -98,7 +103,9 @@ class Engine:
             self.deepspeed.enable_backward_allreduce = False
         self._complete_deepspeed()
         self._align_overflows()
-        self.average = ema.Average(self._masters(), decay=ema_decay) if ema_decay else None
+        self.partition = Partition(self.deepspeed.optimizer, self.module, config.zero_stage)
+        masters = self.partition.masters()
+        self.average = ema.Average(masters, decay=ema_decay) if ema_decay else None
 
     @property
     def module(self) -> nn.Module:
@@ -128,7 +135,7 @@ class Engine:
                 self.deepspeed.step()
         grad_norm, skipped = self._update()
         if self.average and not skipped:
-            self.average.update(self._masters())
+            self.average.update(self.partition.masters())
         return StepResult(
             loss=distributed.sum_over_ranks(total) / divisor,
             num_targets=num_targets,
@@ -169,27 +176,49 @@ class Engine:
         """The batch on this rank's device."""
         return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
 
-    def save(self, checkpoint_dir: Path) -> None:
-        """Write this rank's weights and optimizer state below a folder; every rank calls it.
+    def take_files(self, checkpoint_dir: Path) -> dict[Path, Any]:
+        """What this rank writes of weights and optimizer into a folder, by path; all ranks call it.
 
-        `latest` is not DeepSpeed's to write: it does so before the last barrier, not atomically.
-
-        Raises:
-            OSError: a file could not be written, here; the other ranks have done their part.
+        A tensor in it is the live one: it must be written, or copied, before the next step.
         """
-        self.faults.clear()
-        scaler = self.deepspeed.torch_autocast_z0_gradscaler
-        state = {"grad_scaler": scaler.state_dict() if scaler else None}
-        self.deepspeed.save_checkpoint(
-            str(checkpoint_dir), tag=TAG, client_state=state, save_latest=False
+        files: dict[Path, Any] = {}
+        engine, loss_scale = self.deepspeed, read_loss_scale(self._scaler())
+        engine.checkpoint_engine.save = lambda state_dict, path: files.update(
+            {Path(path): state_dict}
         )
-        if self.faults:
-            raise OSError(str(self.faults[0]))
-        if self.average and (self.config.zero_stage > 0 or distributed.is_rank_zero()):
-            self.average.save(checkpoint_dir)
+        engine._copy_recovery_script = lambda folder: files.update(
+            {Path(folder) / RECOVERY_SCRIPT.name: RECOVERY_SCRIPT.read_bytes()}
+        )
+        # `latest` is not DeepSpeed's to write: it does so before the last barrier, not atomically.
+        engine.save_checkpoint(
+            str(checkpoint_dir), tag=TAG, client_state={"loss_scale": loss_scale}, save_latest=False
+        )
+        if self.config.zero_stage > 0 or distributed.is_rank_zero():
+            rank = distributed.rank()
+            files[layout_path(checkpoint_dir, rank)] = self.partition.layout().to_json()
+            if self.average:
+                files[ema.part_path(checkpoint_dir, rank)] = self.average.state_dict()
+        return files
 
     def load(self, checkpoint_dir: Path) -> None:
-        """Read what `save` wrote, at the same world size and ZeRO stage; every rank calls it."""
+        """Read a checkpoint of this model, of any world size and ZeRO stage; all ranks call it."""
+        if self._has_own_layout(checkpoint_dir):
+            state = self._load_own_files(checkpoint_dir)
+        else:
+            state = load_resharded(checkpoint_dir, self.partition, self.average, tag=TAG, say=say)
+            for name in ("global_steps", "global_samples", "skipped_steps"):
+                setattr(self.deepspeed, name, state[name])
+        if state["loss_scale"]:
+            set_loss_scale(self._scaler(), state["loss_scale"])
+
+    def _has_own_layout(self, checkpoint_dir: Path) -> bool:
+        """Whether every rank finds the files that it has written itself, or one alike."""
+        path = layout_path(checkpoint_dir, distributed.rank() if self.config.zero_stage else 0)
+        ours = self.partition.layout().to_json()
+        return all(distributed.gather(path.exists() and path.read_text() == ours))
+
+    def _load_own_files(self, checkpoint_dir: Path) -> dict[str, Any]:
+        """DeepSpeed's own way, for the world size and ZeRO stage that wrote the checkpoint."""
         groups = [dict(group) for group in self.deepspeed.optimizer.param_groups]
         path, state = self.deepspeed.load_checkpoint(str(checkpoint_dir), tag=TAG)
         if path is None:
@@ -198,47 +227,15 @@ class Engine:
         for group, configured in zip(self.deepspeed.optimizer.param_groups, groups, strict=True):
             names = ("betas", "eps", "weight_decay", "lr_scale")
             group.update({name: configured[name] for name in names})
-        if state["grad_scaler"] is not None:
-            self.deepspeed.torch_autocast_z0_gradscaler.load_state_dict(state["grad_scaler"])
         if self.average:
-            self._load_average(self.average, checkpoint_dir)
-
-    def _load_average(self, average: ema.Average, checkpoint_dir: Path) -> None:
-        """Go on with the average; a run that had none begins it here."""
-        path = ema.part_path(checkpoint_dir, distributed.rank() if self.config.zero_stage else 0)
-        if path.exists():
-            average.load(path)
-        else:
-            average.restart(self._masters())
+            part = distributed.rank() if self.config.zero_stage else 0
+            self.average.load(ema.part_path(checkpoint_dir, part), self.partition.masters())
+        return dict(state)
 
     def _exchange_average(self) -> None:
         assert self.average is not None
-        self.average.exchange(self._masters())
-        self._publish_masters()
-
-    def _masters(self) -> dict[str, torch.Tensor]:
-        """The fp32 weights that the optimizer steps: by name at stage 0, else this rank's parts."""
-        optimizer = self.deepspeed.optimizer
-        if self.config.zero_stage == 0:
-            return {n: one for n, one in self.module.named_parameters() if one.requires_grad}
-        if self.config.zero_stage == 3:
-            parts = optimizer.fp32_partitioned_groups_flat
-        elif isinstance(optimizer, BF16_Optimizer):
-            parts = optimizer.fp32_groups_flat_partition
-        else:
-            parts = optimizer.single_partition_of_fp32_groups
-        return {str(number): part for number, part in enumerate(parts)}
-
-    def _publish_masters(self) -> None:
-        """Bring the fp32 weights into the model that computes, on all ranks."""
-        optimizer = self.deepspeed.optimizer
-        if self.config.zero_stage in (1, 2):
-            optimizer.update_lp_params()
-        if self.config.zero_stage == 3:
-            optimizer.checkpoint_event_prologue()  # partitions what is gathered
-            for number in range(len(optimizer.fp16_groups)):
-                optimizer._reassign_or_swap_out_partitioned_parameters(number)
-            optimizer.checkpoint_event_epilogue()  # gathers what stays so
+        self.average.exchange(self.partition.masters())
+        self.partition.publish()
 
     def _num_targets(self, batches: Sequence[MicroBatch]) -> torch.Tensor:
         """Targets of the global batch; stays on the device: reading it would wait."""
@@ -253,10 +250,6 @@ class Engine:
                 init_scale=2.0**self.config.initial_loss_scale_power,
                 growth_interval=self.config.loss_scale_window,
             )
-        # A full disk of one rank must not end DeepSpeed's save there: the others would wait for it.
-        files, engine = self.deepspeed.checkpoint_engine, self.deepspeed
-        files.save = _keeping_faults(files.save, self.faults)
-        engine._copy_recovery_script = _keeping_faults(engine._copy_recovery_script, self.faults)
         optimizer = self.deepspeed.optimizer
         if isinstance(optimizer, BF16_Optimizer):  # it saves no stage, which consolidation asks for
             state_dict = optimizer.state_dict
@@ -300,6 +293,11 @@ class Engine:
             scaler.unscale_(self.deepspeed.optimizer)
         limit = self.config.max_grad_norm or float("inf")
         return nn.utils.clip_grad_norm_(self.deepspeed.module.parameters(), limit)
+
+    def _scaler(self) -> Any:
+        """Of fp16: torch's at stage 0, else DeepSpeed's."""
+        ours = self.deepspeed.torch_autocast_z0_gradscaler
+        return ours or getattr(self.deepspeed.optimizer, "loss_scaler", None)
 
     def _loss_scale(self) -> float:
         scaler = self.deepspeed.torch_autocast_z0_gradscaler
@@ -371,16 +369,6 @@ def _consolidate(checkpoint_dir: Path, parts: list[list[torch.Tensor]]) -> dict[
     finally:
         zero_to_fp32.parse_optim_states = parse
     return state
-
-
-def _keeping_faults(write: Callable[..., None], faults: list[Exception]) -> Callable[..., None]:
-    def keeping(*args: Any, **kwargs: Any) -> None:
-        try:
-            write(*args, **kwargs)
-        except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-            faults.append(error)
-
-    return keeping
 
 
 def _has_finite_square(norm: torch.Tensor) -> torch.Tensor:

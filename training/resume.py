@@ -1,5 +1,6 @@
 """Continuing a run from its last good checkpoint, and refusing to continue another run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from training.config import TrainingConfig
 from training.console import say
 from training.data.config import describe_order
 from training.engine import Engine
+from training.random_state import restore_random_state
 
 SAME = (
     "seed",
@@ -49,11 +51,18 @@ def resume(config: TrainingConfig, run_dir: Path, manifest: Manifest, engine: En
     state = checkpoint.read_state(found)
     _check(state, config, manifest, found)
     engine.load(found)
-    checkpoint.restore_random_state(found)
-    say(f"resumed from {found}: step {state.step}, {state.samples_seen:,} samples seen")
+    restore_random_state(found, seed=config.seed, step=state.step)
+    here = replace(state, world_size=distributed.world_size(), zero_stage=config.engine.zero_stage)
+    moved = "" if here == state else f", from {_where(state)} to {_where(here)}"
+    say(f"resumed from {found}: step {state.step}, {state.samples_seen:,} samples seen{moved}")
     if state.step >= config.num_steps:
         say(f"nothing to do: num_steps={config.num_steps} are done")
-    return state
+    return here
+
+
+def _where(state: RunState) -> str:
+    ranks = "1 rank" if state.world_size == 1 else f"{state.world_size} ranks"
+    return f"{ranks} at ZeRO stage {state.zero_stage}"
 
 
 def _new(config: TrainingConfig, manifest: Manifest) -> RunState:
@@ -69,11 +78,7 @@ def _new(config: TrainingConfig, manifest: Manifest) -> RunState:
 
 def _check(state: RunState, config: TrainingConfig, manifest: Manifest, found: Path) -> None:
     """Refuse a config with which the run would be another one, naming each difference."""
-    pairs = {
-        "world size": (state.world_size, distributed.world_size()),
-        "engine.zero_stage": (state.zero_stage, config.engine.zero_stage),
-        "data order": (state.data_order, describe_order(config.data, manifest)),
-    }
+    pairs = {"data order": (state.data_order, describe_order(config.data, manifest))}
     before = configs.to_dict(configs.load(TrainingConfig, found / checkpoint.CONFIG))
     now = configs.to_dict(config)
     for key in SAME:

@@ -8,6 +8,7 @@ import resource
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -104,10 +105,26 @@ def one_rank(tmp_path_factory, environment):
 def run_cases(folder, environment, *, world_size):
     import torch
 
+    out = folder / "results.pt"
+    _run_ranks("engine_worker.py", out, environment=environment, world_size=world_size)
+    results = torch.load(out, weights_only=False)
+    errors = [f"{name}: {case['error']}" for name, case in results.items() if "error" in case]
+    assert not errors, "\n".join(errors)
+    return results
+
+
+@pytest.fixture(scope="session")
+def run_ranks(environment):
+    """`run_ranks("worker.py", FOLDER, world_size=2)`: a script of this folder on gloo ranks."""
+    return partial(_run_ranks, environment=environment)
+
+
+def _run_ranks(script, *words, environment, world_size):
+    """The first word is a folder for logs, or a file in it."""
+    folder = words[0] if words[0].is_dir() else words[0].parent
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    out = folder / "results.pt"
     ranks = []
     for rank in range(world_size):
         launcher = {
@@ -120,7 +137,7 @@ def run_cases(folder, environment, *, world_size):
         with (folder / f"rank-{rank}.log").open("w") as log:
             ranks.append(
                 subprocess.Popen(
-                    [sys.executable, HERE / "engine_worker.py", out],
+                    [sys.executable, HERE / script, *words],
                     env=environment | launcher,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -133,10 +150,6 @@ def run_cases(folder, environment, *, world_size):
             process.kill()
     logs = "\n".join((folder / f"rank-{rank}.log").read_text() for rank in range(world_size))
     assert not any(codes), logs
-    results = torch.load(out, weights_only=False)
-    errors = [f"{name}: {case['error']}" for name, case in results.items() if "error" in case]
-    assert not errors, "\n".join(errors)
-    return results
 
 
 @pytest.fixture

@@ -31,10 +31,12 @@ from training import engine as engines
 from training.activation_checkpointing import apply_activation_checkpointing
 from training.checkpoint import RunState
 from training.deepspeed_config import Config
+from training.host_memory import HostMemory
 from training.models import transformer
 from training.objective import Objective
 from training.optimizer import Config as OptimizerConfig
 from training.optimizer import build_optimizer, parameter_groups
+from training.saving import save_checkpoint, write_files
 from training.tasks import causal_lm
 
 GLOBAL_BATCH = 8
@@ -260,6 +262,11 @@ def evaluate(stage):
     }
 
 
+def write(folder, files):
+    write_files(folder, files)
+    distributed.barrier()
+
+
 def save_and_load(folder, stage, precision, **settings):
     folder = folder / f"{precision}-zero{stage}"
     if distributed.is_rank_zero():
@@ -269,7 +276,9 @@ def save_and_load(folder, stage, precision, **settings):
     take = partial(take_steps, micro_batch_size=settings.get("micro_batch_size", 2))
     take(engine, (0, 1))
     saved = weights(engine)
-    engine.save(folder)
+    copied = HostMemory().copy(engine.take_files(folder))
+    on = take(engine, (2, 3))  # before a byte of it is written
+    write(folder, copied)
     other = build(stage, precision=precision, seed=99, **settings)
     other.load(folder)
     return {
@@ -277,7 +286,7 @@ def save_and_load(folder, stage, precision, **settings):
         "saved": saved,
         "loaded": weights(other),
         "consolidated": engines.load_weights(folder),
-        "on": take(engine, (2, 3)),
+        "on": on,
         "resumed": take(other, (2, 3)),
     }
 
@@ -288,7 +297,7 @@ def layer_decay(folder, stage):
     initial = weights(engine)
     first = take_steps(engine, (0, 1, 2))
     folder = folder / f"decay-zero{stage}"
-    engine.save(folder)
+    write(folder, engine.take_files(folder))
     other = build(stage, layer_decay=DECAY, seed=99)
     other.load(folder)
     on, resumed = take_steps(engine, (3, 4)), take_steps(other, (3, 4))
@@ -311,8 +320,7 @@ def average(folder, stage, precision):
         if distributed.is_rank_zero():
             (folder / str(step)).mkdir(parents=True)
         distributed.barrier()
-        engine.save(folder / str(step))
-        distributed.barrier()
+        write(folder / str(step), engine.take_files(folder / str(step)))
         history.append(
             [engines.load_weights(folder / str(step), averaged=a) for a in (False, True)]
         )
@@ -363,7 +371,7 @@ def full_disk(folder, stage):
         )
         limit_files(2000 if is_full else None)
         try:
-            checkpoint.save_checkpoint(folder, state, engine.save, "a: 1\n")
+            save_checkpoint(folder, state, engine.take_files, "a: 1\n")
             message = ""
         except OSError as error:
             message = str(error)

@@ -1,18 +1,11 @@
-"""Checkpoints: complete or absent, verified, passed over when damaged; one rank, no DeepSpeed."""
+"""Checkpoints: verified, passed over when damaged, removed when old; one rank, no DeepSpeed."""
 
 import hashlib
 import json
-import random
 import re
-import resource
-import subprocess
-import sys
 
-import numpy as np
 import pytest
-import torch
 
-from training import checkpoint
 from training.checkpoint import (
     Config,
     RunState,
@@ -20,9 +13,8 @@ from training.checkpoint import (
     list_checkpoints,
     read_state,
     remove_old,
-    restore_random_state,
-    save_checkpoint,
 )
+from training.saving import save_checkpoint
 
 FILES = ["checkpoint.json", "config.yaml", "deepspeed/weights.pt", "rank-00000.pt", "state.json"]
 
@@ -38,13 +30,12 @@ def state_of(step):
     )
 
 
-def write_weights(folder, content=b"w" * 1000):
-    (folder / "deepspeed").mkdir()
-    (folder / "deepspeed/weights.pt").write_bytes(content)
+def take_weights(folder):
+    return {folder / "deepspeed/weights.pt": b"w" * 1000}
 
 
-def save(folder, step, write=write_weights):
-    return save_checkpoint(folder, state_of(step), write, f"num_steps: {step}\n")
+def save(folder, step, take=take_weights):
+    return save_checkpoint(folder, state_of(step), take, f"num_steps: {step}\n")
 
 
 def steps(folder):
@@ -77,35 +68,6 @@ def test_what_a_checkpoint_holds(tmp_path, warnings):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["latest", "step-00000007"]
 
 
-def test_latest_moves_only_behind_a_complete_checkpoint(tmp_path):
-    save(tmp_path, 1)
-
-    def watch(folder):
-        write_weights(folder)
-        assert (tmp_path / "latest").read_text() == "step-00000001\n"
-        assert steps(tmp_path) == [1]
-
-    save(tmp_path, 2, watch)
-    assert (tmp_path / "latest").read_text() == "step-00000002\n"
-
-
-def test_a_write_that_dies_leaves_nothing_that_counts(tmp_path, warnings):
-    save(tmp_path, 1)
-
-    def die(folder):
-        write_weights(folder)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        save(tmp_path, 2, die)
-    assert (tmp_path / ".tmp-step-00000002").is_dir()
-    assert steps(tmp_path) == [1]
-    assert find_last_good(tmp_path, warnings.append) == tmp_path / "step-00000001"
-    save(tmp_path, 3)
-    assert not list(tmp_path.glob(".tmp*"))
-    assert steps(tmp_path) == [1, 3]
-
-
 def test_checkpoints_are_sorted_by_step(tmp_path):
     for step in (100_000_000, 99_999_999, 5):
         (tmp_path / f"step-{step:08d}").mkdir()
@@ -119,6 +81,14 @@ def test_the_newest_are_kept(tmp_path, keep, left):
     paths = [save(tmp_path, step) for step in (1, 2, 3)]
     remove_old(paths[-1], keep=keep)
     assert steps(tmp_path) == left
+
+
+def test_every_nth_is_kept_for_ever(tmp_path):
+    for step in range(10, 80, 10):
+        remove_old(save(tmp_path, step), keep=2, keep_every_steps=30)
+    assert steps(tmp_path) == [30, 60, 70]
+    remove_old(save(tmp_path, 85), keep=1, keep_every_steps=30)
+    assert steps(tmp_path) == [30, 60, 85]
 
 
 def test_damaged_ones_ahead_do_not_count_as_kept(tmp_path, warnings):
@@ -204,87 +174,15 @@ def test_nothing_there(tmp_path, warnings):
     assert warnings == []
 
 
-def test_random_numbers_go_on_where_they_were(tmp_path):
-    path = save(tmp_path, 1)
-
-    def draw():
-        return [random.random(), float(np.random.rand()), float(torch.rand(()))]
-
-    expected = draw()
-    assert draw() != expected
-    restore_random_state(path)
-    assert draw() == expected
-
-
-@pytest.mark.parametrize("where", ["engine", "state", "summary"])
-def test_a_full_disk_is_told_and_loses_nothing(tmp_path, monkeypatch, warnings, where):
-    good = save(tmp_path, 1)
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    write = write_weights
-    if where == "engine":
-        write = full
-    elif where == "state":
-        monkeypatch.setattr(checkpoint.torch, "save", full)
-    else:
-        monkeypatch.setattr(checkpoint.os, "fsync", full)
-    with pytest.raises(OSError) as caught:
-        save(tmp_path, 2, write)
-    message = str(caught.value)
-    assert message.startswith("checkpoint of step 2 not written to ")
-    assert "No space left on device" in message
-    assert re.search(
-        r"[\d.]+ GiB were free there; the checkpoints before it are untouched", message
-    )
-    assert find_last_good(tmp_path, warnings.append) == good
-    assert (tmp_path / "latest").read_text() == "step-00000001\n"
-    monkeypatch.undo()
-    assert find_last_good(tmp_path, warnings.append) == good
-    save(tmp_path, 3)
-    assert steps(tmp_path) == [1, 3]
-
-
-LIMITED = """
-import resource, signal, sys
-from pathlib import Path
-import torch
-from training.checkpoint import RunState, save_checkpoint
-
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-folder = Path(sys.argv[1])
-numbers = dict(samples_seen=0, skipped_steps=0, world_size=1, zero_stage=1, data_order="f")
-
-def write(folder):
-    torch.save(torch.zeros(1_000_000), folder / "weights.pt")
-
-save_checkpoint(folder, RunState(step=1, **numbers), write, "")
-resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
-try:
-    save_checkpoint(folder, RunState(step=2, **numbers), write, "")
-except OSError as error:
-    print(error)
-"""
-
-
-@pytest.mark.slow
-def test_the_kernel_refuses_to_write_on(tmp_path, environment, warnings):
-    """torch.save raises a RuntimeError of its own there."""
-    assert resource.RLIMIT_FSIZE is not None
-    process = subprocess.run(
-        [sys.executable, "-c", LIMITED, tmp_path],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert process.stdout.startswith("checkpoint of step 2 not written to ")
-    assert "the checkpoints before it are untouched" in process.stdout
-    assert find_last_good(tmp_path, warnings.append) == tmp_path / "step-00000001"
-
-
-@pytest.mark.parametrize("name", ["every_steps", "keep"])
+@pytest.mark.parametrize("name", ["every_steps", "keep", "keep_every_steps"])
 def test_negative_numbers(name):
     with pytest.raises(ValueError, match=f"{name} must be 0 or more, found -1"):
         Config(**{name: -1})
+
+
+@pytest.mark.parametrize("every_steps", [0, 400])
+def test_steps_without_a_checkpoint_cannot_be_kept(every_steps):
+    message = f"is 1000; it must be a multiple of every_steps, which is {every_steps}, or 0"
+    with pytest.raises(ValueError, match=message):
+        Config(every_steps=every_steps, keep_every_steps=1000)
+    assert Config(every_steps=500, keep_every_steps=1000).keep_every_steps == 1000

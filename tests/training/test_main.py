@@ -201,7 +201,6 @@ def test_all_checkpoints_damaged_stops_and_keeps_the_history(train, copy, resume
         ("engine.precision=bf16", "engine.precision"),
         ("optimizer.decay_embeddings=false", "optimizer.decay_embeddings"),
         ("optimizer.layer_decay=0.5", "optimizer.layer_decay"),
-        ("engine.zero_stage=2", "engine.zero_stage"),
     ],
 )
 def test_another_model_or_engine_is_refused_by_name(train, copy, override, name):
@@ -241,17 +240,6 @@ def rewrite_state(folder, **changes):
     sha256 = hashlib.sha256(content).hexdigest()
     tree["files"]["state.json"] = {"bytes": len(content), "sha256": sha256}
     summary.write_text(json.dumps(tree))
-
-
-def test_another_world_size(train, copy):
-    rewrite_state(copy, world_size=2)
-    answer = train(f"run_dir={copy}")
-    assert_one_line(answer, "was written with world size 2, this run has 1; continue with 2")
-
-
-def test_another_zero_stage(train, copy):
-    answer = train(f"run_dir={copy}", "engine.zero_stage=2")
-    assert_one_line(answer, "was written with engine.zero_stage 1, this run has 2")
 
 
 def test_another_dataset_or_order(train, copy):

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.checkpoint import remove_old, save_checkpoint
+from training.checkpoint import Config, remove_old
 from training.console import say
+from training.host_memory import HostMemory
+from training.saving import Saving
 from training.trainer import Hook, StepInfo
 
 if TYPE_CHECKING:
@@ -20,38 +22,95 @@ class CheckpointHook(Hook):
         self,
         checkpoints_dir: Path,
         engine: "Engine",
+        settings: Config,
         *,
-        every_steps: int,
-        keep: int,
         config: str,
         settle: Callable[[], None],
     ) -> None:
         self.checkpoints_dir = checkpoints_dir
         self.engine = engine
-        self.every_n_steps = every_steps
-        self.keep = keep
+        self.settings = settings
+        # In between it asks whether the one in the background is written.
+        self.every_n_steps = 1 if settings.asynchronous else settings.every_steps
         self.config = config
         self.settle = settle
         """Writes what other hooks still hold: a run that resumes here does not do it again."""
+        self.memory = HostMemory()
+        self.saving: Saving | None = None
+        """The one that is written in the background."""
+        self.started = self.waited = 0.0
+        """When it was taken, and how long training has waited for it; seconds."""
 
     def on_step(self, info: StepInfo) -> None:
-        """Write a checkpoint of the state behind this step.
-
-        A run that has no space for it goes on: what it has learned is worth more than the ones
-        before, and somebody may make room.
+        """Take a checkpoint of the state behind this step; publish the one that is written.
 
         Raises:
             OSError: no space for the last one.
         """
-        started = time.perf_counter()
+        step, every = info.state.step, self.settings.every_steps
+        is_due = info.is_last or (every > 0 and step % every == 0)
+        if self.saving and (is_due or self.saving.is_written()):
+            self.publish(step if is_due else self._following(info))
+        if is_due:
+            self._take(info)
+
+    def on_end(self) -> None:
+        """Behind an error one may be in the background still; other ranks may not come."""
+        if self.saving:
+            self.saving.abandon()
+
+    def publish(self, following: int) -> None:
+        """Wait for the one in the background, if there is any; every rank calls it."""
+        if not self.saving:
+            return
+        saving, self.saving = self.saving, None
+        asked = time.perf_counter()
+        try:
+            path = saving.finish()
+        except OSError as error:
+            _warn(error, following)
+            return
+        self._remove_old(path)
+        now = time.perf_counter()
+        say(
+            f"checkpoint {path} written in {now - self.started:.1f} s in the background; "
+            f"training waited {self.waited + now - asked:.2f} s"
+        )
+
+    def _take(self, info: StepInfo) -> None:
+        """A run that has no space for it goes on, but for the last one.
+
+        What it has learned is worth more than the ones before, and somebody may make room.
+        """
+        self.started = time.perf_counter()
         self.settle()
         try:
-            path = save_checkpoint(self.checkpoints_dir, info.state, self.engine.save, self.config)
+            if self.settings.asynchronous and not info.is_last:
+                self.saving = self._save(info, self.memory)
+                self.waited = time.perf_counter() - self.started
+                return
+            path = self._save(info, None).finish()
         except OSError as error:
             if info.is_last:
                 raise
-            following = min(info.state.step + self.every_n_steps, info.num_steps)
-            say(f"warning: {error}; training goes on, the next try is at step {following}")
+            _warn(error, self._following(info))
             return
-        remove_old(path, keep=self.keep)
-        say(f"checkpoint {path} written in {time.perf_counter() - started:.1f} s")
+        self._remove_old(path)
+        say(f"checkpoint {path} written in {time.perf_counter() - self.started:.1f} s")
+
+    def _save(self, info: StepInfo, memory: HostMemory | None) -> Saving:
+        take = self.engine.take_files
+        return Saving(self.checkpoints_dir, info.state, take, self.config, memory=memory)
+
+    def _remove_old(self, newest: Path) -> None:
+        settings = self.settings
+        remove_old(newest, keep=settings.keep, keep_every_steps=settings.keep_every_steps)
+
+    def _following(self, info: StepInfo) -> int:
+        """The step of the next checkpoint."""
+        step, every = info.state.step, self.settings.every_steps
+        return min(step - step % every + every, info.num_steps)
+
+
+def _warn(error: OSError, following: int) -> None:
+    say(f"warning: {error}; training goes on, the next try is at step {following}")

@@ -1,56 +1,74 @@
-"""The checkpoint hook: settle, save, remove what is old."""
+"""The checkpoint hook: settle, save, publish what the background has written, remove old ones."""
+
+import threading
 
 import pytest
 
-from training.checkpoint import find_last_good, list_checkpoints
+from training import saving
+from training.checkpoint import Config, find_last_good, list_checkpoints
 from training.hooks.checkpoints import CheckpointHook
 
 
-def test_metrics_are_settled_before_a_checkpoint_and_old_ones_go(info_of, tmp_path, capsys):
+class FakeEngine:
+    def __init__(self):
+        self.is_full = False
+
+    def take_files(self, folder):
+        if self.is_full:
+            raise OSError("No space left on device")
+        return {folder / "weights": "w"}
+
+
+@pytest.fixture
+def engine():
+    return FakeEngine()
+
+
+@pytest.fixture
+def build(tmp_path, engine):
+    def hook(settle=lambda: None, **settings):
+        return CheckpointHook(
+            tmp_path / "checkpoints", engine, Config(**settings), config="seed: 1\n", settle=settle
+        )
+
+    return hook
+
+
+@pytest.fixture
+def steps(tmp_path):
+    return lambda: [int(path.name[5:]) for path in list_checkpoints(tmp_path / "checkpoints")]
+
+
+def test_metrics_are_settled_before_a_checkpoint_and_old_ones_go(
+    info_of, build, steps, tmp_path, capsys
+):
     events = []
-
-    class FakeEngine:
-        def save(self, folder):
-            events.append("save")
-            (folder / "weights").write_text("w")
-
-    hook = CheckpointHook(
-        tmp_path / "checkpoints",
-        FakeEngine(),
-        every_steps=3,
-        keep=2,
-        config="seed: 1\n",
-        settle=lambda: events.append("settle"),
-    )
+    hook = build(settle=lambda: events.append(steps()), every_steps=3, keep=2)
     assert hook.every_n_steps == 3
     assert hook.pauses_training
     for step in (3, 6, 9):
         hook.on_step(info_of(step))
-    assert events == ["settle", "save"] * 3
+    assert events == [[], [3], [3, 6]]
+    assert steps() == [6, 9]
     folders = list_checkpoints(tmp_path / "checkpoints")
-    assert [folder.name for folder in folders] == ["step-00000006", "step-00000009"]
     assert (folders[0] / "config.yaml").read_text() == "seed: 1\n"
     assert find_last_good(tmp_path / "checkpoints", warn=events.append) == folders[1]
     assert capsys.readouterr().out.count("checkpoint ") == 3
 
 
-def test_a_full_disk_ends_the_run_only_at_its_end(info_of, tmp_path, capsys):
-    class FullDisk:
-        is_full = True
+def test_every_nth_is_kept(info_of, build, steps):
+    hook = build(every_steps=1, keep=1, keep_every_steps=4)
+    for step in range(1, 11):
+        hook.on_step(info_of(step))
+    assert steps() == [4, 8, 10]
 
-        def save(self, folder):
-            (folder / "weights").write_text("w")
-            if self.is_full:
-                raise OSError("No space left on device")
 
-    engine = FullDisk()
-    hook = CheckpointHook(
-        tmp_path, engine, every_steps=4, keep=2, config="seed: 1\n", settle=lambda: None
-    )
+def test_a_full_disk_ends_the_run_only_at_its_end(info_of, build, engine, steps, capsys):
+    hook = build(every_steps=4)
     for step in (4, 8):
         engine.is_full = step == 8
         hook.on_step(info_of(step))
-    assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step-00000004"]
+    assert steps() == [4]
     (warning,) = capsys.readouterr().out.splitlines()[1:]
     assert warning.startswith("warning: checkpoint of step 8 not written to ")
     assert "No space left on device" in warning
@@ -59,4 +77,66 @@ def test_a_full_disk_ends_the_run_only_at_its_end(info_of, tmp_path, capsys):
         hook.on_step(info_of(10))
     engine.is_full = False
     hook.on_step(info_of(10))
-    assert find_last_good(tmp_path, warn=print) == tmp_path / "step-00000010"
+    assert steps() == [4, 10]
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """A disk that writes when it is told to, or is full."""
+
+    class Disk:
+        ready = threading.Event()
+        is_full = False
+
+    write = saving.write_files
+
+    def waiting(*arguments):
+        assert Disk.ready.wait(10)
+        if Disk.is_full:
+            raise OSError("No space left on device")
+        return write(*arguments)
+
+    monkeypatch.setattr(saving, "write_files", waiting)
+    return Disk
+
+
+def test_the_background_publishes_at_a_later_step(info_of, build, steps, disk, capsys):
+    hook = build(every_steps=4, asynchronous=True)
+    for step in range(1, 8):
+        hook.on_step(info_of(step))  # waits for nothing
+    assert steps() == []
+    disk.ready.set()
+    hook.on_step(info_of(8))  # never two at once: the one of step 4 comes first
+    assert steps() == [4]
+    hook.saving.abandon()  # until it is written
+    hook.on_step(info_of(9))
+    assert steps() == [4, 8]
+    hook.on_step(info_of(10))
+    assert steps() == [8, 10]  # the last one at once
+    hook.on_end()
+    lines = capsys.readouterr().out.splitlines()
+    kinds = [" in the background; training waited " in line for line in lines]
+    assert kinds == [True, True, False]
+
+
+def test_a_full_disk_in_the_background(info_of, build, steps, disk, capsys):
+    hook = build(every_steps=4, asynchronous=True)
+    disk.is_full = True
+    disk.ready.set()
+    hook.on_step(info_of(4))
+    hook.saving.abandon()
+    hook.on_step(info_of(5))
+    (warning,) = capsys.readouterr().out.splitlines()
+    assert warning.startswith("warning: checkpoint of step 4 not written to ")
+    assert warning.endswith("training goes on, the next try is at step 8")
+    with pytest.raises(OSError, match="checkpoint of step 10 not written"):
+        hook.on_step(info_of(10))
+    assert steps() == []
+
+
+def test_behind_an_error_nothing_is_published(info_of, build, steps, disk):
+    hook = build(every_steps=4, asynchronous=True)
+    hook.on_step(info_of(4))
+    disk.ready.set()
+    hook.on_end()
+    assert steps() == []
