@@ -70,6 +70,12 @@ class RunState:
     data_order: str
     """All that the order of samples depends on: dataset, sequence length, seed."""
 
+    @property
+    def where(self) -> str:
+        """World size and ZeRO stage in words."""
+        ranks = "1 rank" if self.world_size == 1 else f"{self.world_size} ranks"
+        return f"{ranks} at ZeRO stage {self.zero_stage}"
+
 
 def remove_old(newest: Path, *, keep: int, keep_every_steps: int = 0) -> None:
     """Remove all but the last `keep` checkpoints up to `newest`, just written; 0 keeps all.

@@ -53,16 +53,11 @@ def resume(config: TrainingConfig, run_dir: Path, manifest: Manifest, engine: En
     engine.load(found)
     restore_random_state(found, seed=config.seed, step=state.step)
     here = replace(state, world_size=distributed.world_size(), zero_stage=config.engine.zero_stage)
-    moved = "" if here == state else f", from {_where(state)} to {_where(here)}"
+    moved = "" if here == state else f", from {state.where} to {here.where}"
     say(f"resumed from {found}: step {state.step}, {state.samples_seen:,} samples seen{moved}")
     if state.step >= config.num_steps:
         say(f"nothing to do: num_steps={config.num_steps} are done")
     return here
-
-
-def _where(state: RunState) -> str:
-    ranks = "1 rank" if state.world_size == 1 else f"{state.world_size} ranks"
-    return f"{ranks} at ZeRO stage {state.zero_stage}"
 
 
 def _new(config: TrainingConfig, manifest: Manifest) -> RunState:

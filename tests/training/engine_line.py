@@ -8,10 +8,13 @@ from torch import nn
 from training import distributed
 from training import engine as engines
 from training.deepspeed_config import Config
+from training.host_memory import HostMemory
 from training.objective import Objective
 from training.optimizer import Config as OptimizerConfig
 from training.optimizer import build_optimizer
+from training.saving import write_files
 
+STAGES = (0, 1, 2, 3)
 POISONS = (float("nan"), 1e25)
 """Of a gradient; the last is finite, but its square is not."""
 
@@ -116,6 +119,31 @@ def fp16_steps(stage, values, **settings):
         config = Config(zero_stage=stage, precision="fp16", max_grad_norm=0.0, **settings)
         engine = build_line(config, accumulation=1)
         return [line_step(engine, [value]) for value in values]
+    finally:
+        with_fp16(False)
+
+
+def moved_scale(folder, stage):
+    """Steps whose first overflow, and one more by an engine of the next stage that loads them."""
+    configs = [
+        Config(zero_stage=number, precision="fp16", max_grad_norm=0.0)
+        for number in (stage, (stage + 1) % len(STAGES))
+    ]
+    folder = folder / f"scale-zero{stage}"
+    with_fp16(True)
+    try:
+        engine = build_line(configs[0], accumulation=1)
+        for _ in range(3):
+            line_step(engine, [1.0])
+        saved = weights(engine)["weight"]
+        files = HostMemory().copy(engine.take_files(folder))
+        on = line_step(engine, [1.0])
+        write_files(folder, files)
+        distributed.barrier()
+        other = build_line(configs[1], accumulation=1)
+        other.load(folder)
+        loaded = weights(other)["weight"]
+        return {"saved": saved, "loaded": loaded, "on": on, "moved": line_step(other, [1.0])}
     finally:
         with_fp16(False)
 

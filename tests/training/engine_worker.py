@@ -13,9 +13,11 @@ from pathlib import Path
 import torch
 from engine_line import (
     POISONS,
+    STAGES,
     accumulate,
     clip,
     least_scale,
+    moved_scale,
     overflow,
     poison,
     reduce,
@@ -47,7 +49,6 @@ LEARNING_RATES = [0.01, 0.03, 0.001, 0.02, 0.005]
 CLIP = 0.5
 DECAY = 0.5
 """Of learning rates from layer to layer."""
-STAGES = (0, 1, 2, 3)
 
 
 def main(out):
@@ -90,6 +91,7 @@ def cases(folder):
         found |= engine_options.cases(folder)
         for stage in STAGES:
             found |= cases_of_two_ranks(stage)
+            found[f"moved scale zero{stage}"] = partial(moved_scale, folder, stage)
     found["fp16 refused"] = fp16_refused
     found["save fp16 zero0"] = partial(save_and_load, folder, 0, "fp16")
     found["overflow zero0"] = partial(overflow, 0)

@@ -140,6 +140,14 @@ def test_an_overflow_at_the_least_scale_is_skipped_too(two_ranks, stage):
     assert steps[-1]["scale"] <= 1
 
 
+@every_stage
+def test_the_loss_scale_goes_on_at_another_stage(two_ranks, stage):
+    case = two_ranks[f"moved scale zero{stage}"]
+    assert torch.equal(case["loaded"].half(), case["saved"].half())  # stage 0 keeps fp32
+    assert case["moved"] == case["on"]
+    assert case["on"]["scale"] == 2.0**15
+
+
 def test_fp16_is_refused_where_the_device_does_not_compute_it(cases):
     autocast, *messages = cases["fp16 refused"]
     assert autocast == ""
