@@ -35,7 +35,7 @@ data: {{dataset_dir: {dataset_dir}, sequence_length: 32, num_lanes: 4, window: 4
 batch: {{global_batch_size: 8, micro_batch_size: 2}}
 optimizer: {{peak_learning_rate: 0.003}}
 engine: {{zero_stage: {zero_stage}, precision: fp32}}
-checkpoints: {{every_steps: 4, keep: 2}}
+checkpoints: {{every_steps: 4, keep: 2, asynchronous: {asynchronous}}}
 evaluation: {{every_steps: 10}}
 logging: {{every_steps: 3}}
 """
@@ -68,7 +68,7 @@ def dataset_dir(tmp_path_factory):
 class Run:
     """A run folder, and the process that trains in it."""
 
-    def __init__(self, folder, dataset_dir, zero_stage):
+    def __init__(self, folder, dataset_dir, zero_stage, *, asynchronous=False):
         self.dir = folder / "run"
         self.config = folder / "config.yaml"
         self.config.write_text(
@@ -77,6 +77,7 @@ class Run:
                 dataset_dir=dataset_dir,
                 zero_stage=zero_stage,
                 num_steps=NUM_STEPS[zero_stage],
+                asynchronous=asynchronous,
             )
         )
         self.log = folder / "log"
@@ -210,7 +211,8 @@ def test_the_unbroken_run_learns_and_tells(unbroken):
 
 
 def test_killed_at_random_and_inside_of_a_checkpoint(unbroken, tmp_path, dataset_dir):
-    run = Run(tmp_path, dataset_dir, 2)
+    """Its checkpoints are written in the background, those of the unbroken run at once."""
+    run = Run(tmp_path, dataset_dir, 2, asynchronous=True)
     seed = random.randrange(10**6)
     print("seed", seed)  # pytest shows it with a failure
     generator = random.Random(seed)
@@ -231,6 +233,7 @@ def test_killed_at_random_and_inside_of_a_checkpoint(unbroken, tmp_path, dataset
 
     run.finish("torchrun")
     assert run.log.read_text().count("resumed from ") == 2
+    assert " in the background; training waited " in run.log.read_text()
     assert not any(temporary.glob(".tmp-step-*"))
     assert_same_run(run, unbroken(2))
 
