@@ -5,6 +5,8 @@ is named by the ZeRO stages that its state came through, as `23` for stage 2 and
 is read and written in both directions. Behind them comes the run of FOLDER/train.yaml.
 """
 
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 from engine_worker import GLOBAL_BATCH, build_model, build_task, own_batches
 
 import configs
-from training import distributed
+from training import distributed, reshard
 from training import engine as engines
 from training.__main__ import train
 from training.config import TrainingConfig
@@ -27,10 +29,12 @@ LEARNING_RATE = 0.01
 
 def main(folder, source):
     engines.initialize_distributed()
+    reshard.SILENCE_SECONDS = 0
     losses = {}
     for way in ways(source):
         engine = build(int(way[-1]), seed=len(way))
         if source:
+            check_fault(engine, source / way[:-1], folder)
             engine.load(source / way[:-1])
         else:
             take_steps(engine, range(3))
@@ -47,6 +51,24 @@ def ways(source):
     if distributed.world_size() == 1:
         return ["01", "12", "23", "30", "31"]
     return ["010", "121", "232", "303", "313"]
+
+
+def check_fault(engine, checkpoint_dir, folder):
+    """Without the layout of the first rank nothing is loaded."""
+    broken = folder / "broken"
+    if distributed.is_rank_zero():
+        shutil.copytree(checkpoint_dir, broken)
+        (broken / "layout-00000.json").unlink()
+    distributed.barrier()
+    try:
+        engine.load(broken)
+    except ValueError as error:
+        assert re.search(r"broken: holds [\d,]+ of the [\d,]+ elements of rank", str(error))  # noqa: PT017
+    else:
+        raise AssertionError("loaded")
+    distributed.barrier()
+    if distributed.is_rank_zero():
+        shutil.rmtree(broken)
 
 
 def build(stage, *, seed):

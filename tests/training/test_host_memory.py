@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 
+import pytest
 import torch
 
 from training.host_memory import HostMemory, count_bytes
@@ -67,3 +68,12 @@ def test_shared_memory_is_counted_once():
     flat = torch.zeros(10)
     assert count_bytes({"a": flat[:2], "b": (flat[2:], [flat]), "c": torch.zeros(3)}) == 52
     assert count_bytes({"a": 1, "b": "text"}) == 0
+
+
+@pytest.mark.gpu
+def test_of_a_gpu_into_pinned_memory():
+    tensor = torch.arange(1_000_000, device="cuda")
+    (copied,) = HostMemory().copy([tensor])
+    tensor.zero_()
+    assert copied.is_pinned()
+    assert torch.equal(copied, torch.arange(1_000_000))

@@ -150,6 +150,8 @@ def rows(run_dir, name):
 def test_a_run_goes_on_elsewhere_with_the_same_losses(chain, number, moved):
     """Its checkpoints are written in the background; a second engine knows nothing of the first."""
     assert moved in chain.logs[number]
+    files = {1: "step-00000004: 2 of 2", 2: "step-00000006: 1 of 1"}[number]
+    assert f"{files} ranks' files" in chain.logs[number]  # told all 10 s, here always
     whole, ours = chain.runs[0], chain.runs[number]
     for name in ("metrics.jsonl", "evaluation.jsonl", "evaluation_ema.jsonl"):
         expected, found = rows(whole, name), rows(ours, name)

@@ -48,11 +48,12 @@ class CheckpointHook(Hook):
             OSError: no space for the last one.
         """
         step, every = info.state.step, self.settings.every_steps
-        is_due = info.is_last or (every > 0 and step % every == 0)
+        ends = info.is_last
+        is_due = ends or (every > 0 and step % every == 0)
         if self.saving and (is_due or self.saving.is_written()):
             self.publish(step if is_due else self._following(info))
         if is_due:
-            self._take(info)
+            self._take(info, ends=ends)
 
     def on_end(self) -> None:
         """Behind an error one may be in the background still; other ranks may not come."""
@@ -77,21 +78,21 @@ class CheckpointHook(Hook):
             f"training waited {self.waited + now - asked:.2f} s"
         )
 
-    def _take(self, info: StepInfo) -> None:
-        """A run that has no space for it goes on, but for the last one.
+    def _take(self, info: StepInfo, *, ends: bool) -> None:
+        """A run that has no space for it goes on, unless it ends here.
 
         What it has learned is worth more than the ones before, and somebody may make room.
         """
         self.started = time.perf_counter()
         self.settle()
         try:
-            if self.settings.asynchronous and not info.is_last:
+            if self.settings.asynchronous and not ends:
                 self.saving = self._save(info, self.memory)
                 self.waited = time.perf_counter() - self.started
                 return
             path = self._save(info, None).finish()
         except OSError as error:
-            if info.is_last:
+            if ends:
                 raise
             _warn(error, self._following(info))
             return
