@@ -233,7 +233,7 @@ def test_killed_at_random_and_inside_of_a_checkpoint(unbroken, tmp_path, dataset
 
     run.finish("torchrun")
     assert run.log.read_text().count("resumed from ") == 2
-    assert " in the background; training waited " in run.log.read_text()
+    assert " of host memory on rank 0; training waited " in run.log.read_text()
     assert not any(temporary.glob(".tmp-step-*"))
     assert_same_run(run, unbroken(2))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from training.checkpoint import Config, remove_old
 from training.console import say
 from training.host_memory import HostMemory
-from training.saving import Saving
+from training.saving import GIB, Saving
 from training.trainer import Hook, StepInfo
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ class CheckpointHook(Hook):
         self._remove_old(path)
         now = time.perf_counter()
         say(
-            f"checkpoint {path} written in {now - self.started:.1f} s in the background; "
+            f"checkpoint {path} written in {now - self.started:.1f} s in the background, out of "
+            f"{self.memory.num_bytes / GIB:.2f} GiB of host memory on rank 0; "
             f"training waited {self.waited + now - asked:.2f} s"
         )
 
