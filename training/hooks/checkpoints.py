@@ -50,7 +50,7 @@ class CheckpointHook(Hook):
         step, every = info.state.step, self.settings.every_steps
         ends = info.is_last
         is_due = ends or (every > 0 and step % every == 0)
-        if self.saving and (is_due or self.saving.is_written()):
+        if self.saving and (is_due or self._is_written(self.saving)):
             self.publish(step if is_due else self._following(info))
         if is_due:
             self._take(info, ends=ends)
@@ -99,6 +99,12 @@ class CheckpointHook(Hook):
             return
         self._remove_old(path)
         say(f"checkpoint {path} written in {time.perf_counter() - self.started:.1f} s")
+
+    def _is_written(self, saving: Saving) -> bool:
+        started = time.perf_counter()
+        answer = saving.is_written()
+        self.waited += time.perf_counter() - started
+        return answer
 
     def _save(self, info: StepInfo, memory: HostMemory | None) -> Saving:
         take = self.engine.take_files
