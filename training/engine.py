@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,6 +204,11 @@ class Engine:
         """Read a checkpoint of this model, of any world size and ZeRO stage; all ranks call it."""
         if self._has_own_layout(checkpoint_dir):
             state = self._load_own_files(checkpoint_dir)
+        elif self.config.offload_optimizer == "nvme":
+            raise ValueError(
+                f"{checkpoint_dir} was written by other ranks or at another ZeRO stage; with "
+                "engine.offload_optimizer=nvme a run goes on as it was; use cpu or none to change"
+            )
         else:
             state = load_resharded(checkpoint_dir, self.partition, self.average, tag=TAG, say=say)
             for name in ("global_steps", "global_samples", "skipped_steps"):
@@ -331,6 +336,14 @@ def construction(config: Config) -> contextlib.AbstractContextManager[Any]:
         config_dict_or_path=settings
     )
     return context
+
+
+def assign_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Copy weights into a model by name, also into one that is partitioned already."""
+    own = model.state_dict(keep_vars=True)
+    for name, values in weights.items():
+        with torch.no_grad(), deepspeed.zero.GatheredParameters([own[name]], modifier_rank=0):
+            own[name].copy_(values)
 
 
 def load_weights(checkpoint_dir: Path, *, averaged: bool = False) -> dict[str, torch.Tensor]:

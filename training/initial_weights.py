@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from training import checkpoint, distributed
 from training.config import TextTrainingConfig, TrainingConfig
 from training.console import say
-from training.engine import load_weights
+from training.engine import assign_weights, load_weights
 from training.huggingface.folder import is_folder
 from training.huggingface.initial import read_weights
 from training.huggingface.vocabulary import find_other_meaning
+from training.objective import count_elements
 from training.run_dir import find_checkpoint
 from training.text import read_tokenizer
 
@@ -61,7 +62,7 @@ class Source:
 def take_initial_weights(model: nn.Module, config: TrainingConfig) -> None:
     """Load the weights of `init_from` into a new run's model, and report.
 
-    Every rank calls it with the whole model, before DeepSpeed partitions it. A run that continues
+    Every rank calls it with the model, before DeepSpeed's engine has it. A run that continues
     has weights of its own, and is left alone.
 
     Raises:
@@ -74,10 +75,10 @@ def take_initial_weights(model: nn.Module, config: TrainingConfig) -> None:
         return
     source = _open_source(config)
     found = adapt(config.model.module, source.weights, config.model.config)
-    own = model.state_dict()
+    own = model.state_dict(keep_vars=True)  # a partitioned weight remembers its shape
     try:
         report = match_weights(
-            {name: tensor.shape for name, tensor in own.items()},
+            {name: getattr(tensor, "ds_shape", tensor.shape) for name, tensor in own.items()},
             {name: tensor.shape for name, tensor in found.items()},
             skip=config.init_skip,
         )
@@ -85,7 +86,7 @@ def take_initial_weights(model: nn.Module, config: TrainingConfig) -> None:
         fits = f"; the section that fits is {source.fits}" if source.fits else ""
         raise ValueError(f"init_from={config.init_from}: {error}{fits}") from None
     report = replace(report, unused=report.unused + source.unused)
-    model.load_state_dict({name: found[name] for name in report.loaded}, strict=False)
+    assign_weights(model, {name: found[name] for name in report.loaded})
     if distributed.is_rank_zero():
         tree = {"init_from": source.name, "init_ema": config.init_ema, **asdict(report)}
         tree |= {"differs": source.differs} if source.fits else {}
@@ -187,7 +188,7 @@ def match_weights(
 
 def describe(report: Report, model: nn.Module) -> str:
     """A report in one line, with the first few names of what was not loaded."""
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    sizes = {name: count_elements(parameter) for name, parameter in model.named_parameters()}
     loaded = sum(sizes.get(name, 0) for name in report.loaded)
     parts = [f"{len(report.loaded)} loaded, {loaded:,} of {sum(sizes.values()):,} parameters"]
     if report.missing:

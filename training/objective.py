@@ -55,5 +55,11 @@ class Objective(nn.Module):
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Parameters of a model, also of one whose weights ZeRO stage 3 has partitioned."""
-    return sum(getattr(each, "ds_numel", each.numel()) for each in model.parameters())
+    """Parameters of a model."""
+    return sum(count_elements(parameter) for parameter in model.parameters())
+
+
+def count_elements(parameter: nn.Parameter) -> int:
+    """Of a parameter, also of one that ZeRO stage 3 has partitioned."""
+    elements: int = getattr(parameter, "ds_numel", parameter.numel())
+    return elements

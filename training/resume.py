@@ -19,6 +19,7 @@ SAME = (
     "model",
     "task.name",
     "engine.precision",
+    "engine.optimizer_precision",
     "optimizer.decay_embeddings",
     "optimizer.layer_decay",
 )

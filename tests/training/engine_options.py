@@ -61,7 +61,7 @@ def steps_and_states(stage, *, precision="bf16", micro_batch_size=2, **settings)
     first = next(iter(optimizer.optimizer.state.values()))
     return taken | {
         "moments": {first["exp_avg"].dtype, first["exp_avg_sq"].dtype},
-        "masters": {part.dtype for part in engine._masters().values()},
+        "masters": {part.dtype for part in engine.partition.masters().values()},
         "offloads_optimizer": getattr(optimizer, "cpu_offload", False)
         or getattr(optimizer, "offload_optimizer", False),
         "offloads_parameters": getattr(optimizer, "offload_param", False),
@@ -77,9 +77,12 @@ def secondary_shape(engine):
 
 def zero_init(precision):
     config = Config(zero_stage=3, precision=precision, zero_init=True, max_grad_norm=worker.CLIP)
+    is_from_other = precision == "bf16"  # as by init_from
     with engines.construction(config):
-        model = worker.build_model()
+        model = worker.build_model(seed=int(is_from_other))
     sizes = [parameter.numel() for parameter in model.parameters()]
+    if is_from_other:
+        engines.assign_weights(model, worker.build_model().state_dict())
     torch.manual_seed(1 + distributed.rank())
     engine = engines.Engine(
         Objective(model, worker.build_task()),
