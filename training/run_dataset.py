@@ -73,6 +73,18 @@ def find_facts(checkpoint_dir: Path, config: TrainingConfig) -> DatasetFacts:
     return _find_in_dataset(checkpoint_dir, config, run_dir)
 
 
+def find_tokenizer(checkpoint_dir: Path, config: TrainingConfig) -> tuple[bytes, Tokenizer]:
+    """Of a run on text, as `find_facts` finds them: tokenizer.json, and what is to be known of it.
+
+    Raises:
+        ValueError: none is kept.
+    """
+    facts = find_facts(checkpoint_dir, config)
+    if facts.tokenizer is None:
+        raise ValueError(f"{checkpoint_dir}: its run keeps no tokenizer; is it one on text?")
+    return facts.tokenizer_json, facts.tokenizer
+
+
 def _find_in_dataset(checkpoint_dir: Path, config: TrainingConfig, run_dir: Path) -> DatasetFacts:
     order = checkpoint.read_state(checkpoint_dir).data_order
     looked = []

@@ -10,7 +10,7 @@ import configs
 from training import checkpoint
 from training.config import ImageTrainingConfig, TrainingConfig
 from training.engine import load_weights
-from training.run_dataset import find_facts
+from training.run_dataset import find_tokenizer
 from training.text import TextCodec, build_codec
 
 
@@ -46,12 +46,10 @@ def load_run_codec(trained: TrainedModel) -> TextCodec:
 
     Raises:
         FileNotFoundError: neither the run nor its dataset is there to tell.
-        ValueError: they tell of no tokenizer, or a damaged one.
+        ValueError: what they tell is damaged.
     """
-    facts = find_facts(trained.checkpoint_dir, trained.config)
-    if facts.tokenizer is None:
-        raise ValueError(f"{trained.checkpoint_dir}: its dataset had no tokenizer")
-    return build_codec(facts.tokenizer_json, facts.tokenizer)
+    content, described = find_tokenizer(trained.checkpoint_dir, trained.config)
+    return build_codec(content, described)
 
 
 def load_image_model(
