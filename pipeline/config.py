@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from configs import to_dict
@@ -16,6 +16,11 @@ LOCAL = "file://"
 """A URL of this machine's own files, which is taken for the path in it."""
 MAX_WORKERS = 1024
 """More than any machine has cores; Beam takes any number, and waits for it without end."""
+MIN_MIB = 0.01
+"""A tar is padded to 10,240 bytes: a smaller shard would be no smaller file."""
+MIN_BLOCK_TOKENS = 1024
+"""A sample has 3 KiB of headers and padding beside its tokens, which at 1,024 tokens of two bytes
+is more than they are."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +33,10 @@ class ShardsConfig:
     """Wished size of a chunk, the unit in which training reads and shuffles, MiB."""
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            if not 0 < getattr(self, one.name) < math.inf:
-                found = getattr(self, one.name)
-                raise ValueError(f"{one.name}: {found}; a number above 0 is allowed")
+        for name in ("target_mib", "chunk_mib"):
+            found = getattr(self, name)
+            if not MIN_MIB <= found < math.inf:
+                raise ValueError(f"{name}: {found}; a number of at least {MIN_MIB} is allowed")
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,16 @@ class TextShardsConfig(ShardsConfig):
     """How tokens are cut into files."""
 
     block_tokens: int = 262_144
-    """Tokens in a block, the sample of a shard; a sequence may be longer or shorter."""
+    """Tokens in a block, the sample of a shard, at least 1024; a sequence may be longer or
+    shorter."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.block_tokens < MIN_BLOCK_TOKENS:
+            raise ValueError(
+                f"block_tokens: {self.block_tokens}; at least {MIN_BLOCK_TOKENS} are allowed, "
+                "below which a dataset is mostly headers"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -89,7 +90,7 @@ class ProgressDisplay:
         self.thread.join()
 
     def line(self) -> str:
-        """Records, MB, rejects, rate and time left."""
+        """Records, MB, rejects, rate and time left; then shards, also what is written of one."""
         counters = [read_json(path) for path in self.work.progress.glob("*.json")]
         sums = [sum(column) for column in zip(*filter(None, counters), strict=True)] or [0, 0, 0]
         records, read_bytes, rejects = sums
@@ -106,8 +107,19 @@ class ProgressDisplay:
         ]
         if 0.01 < share < 1 and seconds - self.last[1] < QUIET_SECONDS:
             parts.append(f"{_duration(seconds / share - seconds)} left")
-        shards = sum(1 for _ in self.work.shards.glob("*.json"))
-        return ", ".join([*parts, f"{shards} shards written"] if shards else parts)
+        return ", ".join([*parts, *self._written()])
+
+    def _written(self) -> Iterator[str]:
+        """Finished shards, and the bytes of all, of growing ones too: they have temporary names."""
+        num_shards = num_bytes = 0
+        with os.scandir(self.work.shards) as entries:
+            for entry in entries:
+                num_shards += entry.name.endswith(".json")
+                if ".tar" in entry.name:
+                    with suppress(FileNotFoundError):  # it has got its name
+                        num_bytes += entry.stat().st_size
+        if num_bytes:
+            yield f"{num_shards:,} shards written, {num_bytes / 1e6:,.0f} MB"
 
     def _show(self) -> None:
         console = Console(stderr=True, highlight=False)

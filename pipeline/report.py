@@ -1,6 +1,7 @@
 """`python -m pipeline.report DATASET`: the dataset report, a funnel from records to tokens."""
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from pipeline.split import SPLITS
 from pipeline.work import write_atomic
 
 REPORT, REPORT_HTML = "report.json", "report.html"
+PAGE_SHA256 = "page_sha256"
+"""Field of report.json: of report.html, by which `pipeline.verify` knows the page."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -68,8 +71,10 @@ def build_report(
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
     """Write report.json and report.html."""
-    write_atomic(folder / REPORT, (json.dumps(report, indent=1, ensure_ascii=False)).encode())
-    write_atomic(folder / REPORT_HTML, render_html(report).encode("utf-8", "xmlcharrefreplace"))
+    page = render_html(report).encode("utf-8", "xmlcharrefreplace")
+    tree = {**report, PAGE_SHA256: hashlib.sha256(page).hexdigest()}
+    write_atomic(folder / REPORT, (json.dumps(tree, indent=1, ensure_ascii=False)).encode())
+    write_atomic(folder / REPORT_HTML, page)
 
 
 def print_report(dataset_dir: Path) -> None:

@@ -37,6 +37,8 @@ from pipeline.verify_files import RULES as FILE_RULES
 from pipeline.verify_files import check_content, check_files, check_sidecars
 from pipeline.verify_images import RULES as IMAGE_RULES
 from pipeline.verify_images import ImageRules
+from pipeline.verify_report import RULES as REPORT_RULES
+from pipeline.verify_report import check_report
 from pipeline.verify_shard import RULES as SHARD_RULES
 from pipeline.verify_shard import Fault, Findings, SampleRules, verify_shard
 from pipeline.verify_text import RULES as TEXT_RULES
@@ -45,6 +47,7 @@ from pipeline.verify_text import TextRules
 RULES = {
     "manifest": "manifest.json is whole and agrees with itself",
     **FILE_RULES,
+    **REPORT_RULES,
     "tokenizer": "the tokenizer is the manifest's, and the token type holds its ids",
     **SHARD_RULES,
     "keys": "keys are unique over the dataset",
@@ -89,6 +92,7 @@ def verify_dataset(dataset_dir: Path, *, console: Console | None = None) -> Find
     check_content(manifest, findings)
     check_files(dataset_dir, manifest, findings)
     check_sidecars(dataset_dir, manifest, findings)
+    check_report(dataset_dir, manifest, findings)
     _verify_tokenizer(dataset_dir, manifest, findings)
     shards = [shard for shards in manifest.splits.values() for shard in shards]
     present = [shard for shard in shards if (dataset_dir / shard.name).is_file()]

@@ -1,12 +1,9 @@
 """The rules for what lies in a dataset folder beside the contents of its tars."""
 
-import gzip
 import json
-import zlib
 from pathlib import Path
 from typing import Any
 
-import orjson
 import yaml
 
 from pipeline import manifest as contract
@@ -15,6 +12,7 @@ from pipeline.lock import FILE_NAME as LOCK
 from pipeline.manifest import Manifest
 from pipeline.split import SPLITS
 from pipeline.tar import index_path
+from pipeline.verify_report import FOLDER as REJECTS
 from pipeline.verify_shard import Findings
 
 RULES = {
@@ -23,7 +21,6 @@ RULES = {
 }
 KINDS = ("text", "image")
 REPORTS = ("config.yaml", "report.html", "report.json")
-REJECTS = "rejects"
 
 
 def check_content(manifest: Manifest, findings: Findings) -> None:
@@ -41,12 +38,18 @@ def check_content(manifest: Manifest, findings: Findings) -> None:
 def check_files(dataset_dir: Path, manifest: Manifest, findings: Findings) -> None:
     """Check that the folder holds its files, all of them regular ones, and no others."""
     tars = [shard.name for shards in manifest.splits.values() for shard in shards]
-    files = {contract.FILE_NAME, *REPORTS, *tars, *(index_path(Path(name)).name for name in tars)}
+    files = {
+        contract.FILE_NAME,
+        CARD,
+        *REPORTS,
+        *tars,
+        *(index_path(Path(name)).name for name in tars),
+    }
     files |= {f"{split}.wids.json" for split in manifest.splits}
     if manifest.tokenizer is not None:
         files.add(manifest.tokenizer.file)
     folders = {REJECTS, ENERGON_FOLDER}
-    optional = {LOCK, CARD, *(Path(name).with_suffix(".idx").name for name in tars)}  # of DALI
+    optional = {LOCK, *(Path(name).with_suffix(".idx").name for name in tars)}  # of DALI
     found = {path.name for path in dataset_dir.iterdir()}
     findings.checked["files"] += len(files | folders | found)
     for name in sorted((files | folders) - found):
@@ -85,7 +88,6 @@ def check_sidecars(dataset_dir: Path, manifest: Manifest, findings: Findings) ->
             findings.add("sidecars", name, "holds no fields")
         elif name == CARD and tree.get("configs") != card_front(manifest)["configs"]:
             findings.add("sidecars", name, "its configs are not the splits of the manifest")
-    _check_rejects(dataset_dir / REJECTS, findings)
 
 
 def _read(path: Path) -> Any:
@@ -99,32 +101,6 @@ def _read(path: Path) -> Any:
         if len(parts) < 3 or parts[0]:
             raise ValueError("it has no front matter")
         return yaml.safe_load(parts[1])
-    if not text.startswith("<!doctype html>"):
-        raise ValueError("it is no page")
+    if not text.startswith("<!doctype html>") or not text.endswith("</html>\n"):
+        raise ValueError("it is no page, or not a whole one")
     return text
-
-
-def _check_rejects(folder: Path, findings: Findings) -> None:
-    if not folder.is_dir():
-        return
-    for path in sorted(folder.iterdir()):
-        where = f"{REJECTS}/{path.name}"
-        if not path.name.endswith(".jsonl.gz") or not path.is_file():
-            findings.add("files", where, "is no file of rejects")
-            continue
-        findings.checked["sidecars"] += 1
-        number = 0
-        try:
-            with gzip.open(path) as lines:
-                for line in lines:
-                    number += 1
-                    _check_reject(line)
-        except (OSError, EOFError, zlib.error, ValueError) as error:
-            message = f"cannot be read behind line {max(0, number - 1)}: {error}"
-            findings.add("sidecars", where, message)
-
-
-def _check_reject(line: bytes) -> None:
-    if not line.startswith(b"{"):
-        raise ValueError("is no object")
-    orjson.loads(line)

@@ -30,6 +30,7 @@ from training.initial_weights import take_initial_weights
 from training.kinds import kind_of
 from training.objective import Objective, count_parameters
 from training.optimizer import build_optimizer
+from training.run_dataset import DatasetFacts, keep_facts, read_facts
 from training.schedule import learning_rate
 from training.trainer import Hook, Trainer
 
@@ -40,6 +41,7 @@ class Run:
 
     dir: Path
     manifest: Manifest
+    facts: DatasetFacts
     task: Any
     accumulation: int
 
@@ -60,7 +62,8 @@ def open_run(config: TrainingConfig) -> Run:
             "or build it again with split.fraction or split.documents"
         )
     task = kind_of(config).build_task(config, manifest)
-    return Run(Path(config.run_dir), manifest, task, accumulation)
+    facts = read_facts(config.data.dataset_dir, manifest)
+    return Run(Path(config.run_dir), manifest, facts, task, accumulation)
 
 
 def build_engine(config: TrainingConfig, run: Run) -> Engine:
@@ -151,6 +154,7 @@ def build_trainer(
 ) -> Trainer:
     """The loop with its schedule and hooks; nothing can refuse the config any more: write it."""
     if distributed.is_rank_zero():
+        keep_facts(run.facts, run.dir)
         (run.dir / checkpoint.CONFIG).write_text(configs.to_yaml(config))
     rate = partial(
         learning_rate,

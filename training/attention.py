@@ -22,8 +22,8 @@ from training.attention_maps import look_at_image, look_at_text
 from training.augment.on_device import normalise
 from training.config import ImageTrainingConfig, TextTrainingConfig
 from training.image_files import decode_images, find_images
-from training.run_dir import TrainedModel, load_model
-from training.text import encode_prompt, load_codec
+from training.run_dir import TrainedModel, load_model, load_run_codec
+from training.text import encode_prompt
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def _of_text(
 ) -> dict[str, Tensor]:
     if arguments.prompt is None or arguments.image is not None:
         raise ValueError(f"{arguments.run}: is a run on text; give a --prompt, and no image")
-    codec = load_codec(config.data.dataset_dir)
+    codec = load_run_codec(trained)
     numbers = encode_prompt(codec, arguments.prompt, context=config.data.sequence_length)
     tokens = torch.tensor([numbers], device=next(trained.model.parameters()).device)  # (1, T)
     names = codec.names(numbers)

@@ -18,14 +18,13 @@ from configs import interrupts
 from configs.command import run
 from training import checkpoint
 from training.config import ImageTrainingConfig, TextTrainingConfig, TrainingConfig
-from training.data.shards import load_manifest
 from training.engine import load_weights
 from training.huggingface import beside
 from training.huggingface.destination import check_destination, whole_folder
 from training.huggingface.layouts import find_layout
 from training.huggingface.model_files import write_model
+from training.run_dataset import find_facts, find_tokenizer
 from training.run_dir import find_checkpoint
-from training.text import read_tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FORMATS = ("huggingface",)
@@ -52,7 +51,7 @@ def main() -> None:
     found = find_checkpoint(Path(arguments.run))
     config = configs.load(TrainingConfig, found / checkpoint.CONFIG)
     layout = find_layout(config.model.name, config.model.config)
-    others = _beside(config)
+    others = _beside(config, found)
     state = load_weights(found, averaged=arguments.ema)
     about = {
         "format": arguments.format,
@@ -78,15 +77,15 @@ def main() -> None:
     sys.stdout.write(f"{out}: {what}, {size}, read back and the same\n")
 
 
-def _beside(config: TrainingConfig) -> Beside:
+def _beside(config: TrainingConfig, found: Path) -> Beside:
     if isinstance(config, TextTrainingConfig):
-        return _of_text(config)
+        return _of_text(config, found)
     assert isinstance(config, ImageTrainingConfig), "there are two kinds"
-    return _of_images(config)
+    return _of_images(config, found)
 
 
-def _of_text(config: TextTrainingConfig) -> Beside:
-    content, described = read_tokenizer(config.data.dataset_dir)
+def _of_text(config: TextTrainingConfig, found: Path) -> Beside:
+    content, described = find_tokenizer(found, config)
     end = described.end_of_document
     generation = beside.generation_config(
         end_of_document=end,
@@ -100,10 +99,10 @@ def _of_text(config: TextTrainingConfig) -> Beside:
     return Beside({"bos_token_id": end, "eos_token_id": end}, files)
 
 
-def _of_images(config: ImageTrainingConfig) -> Beside:
+def _of_images(config: ImageTrainingConfig, found: Path) -> Beside:
     model, extra = config.model.config, {}
     if config.model.module.OUTPUT == "classes":
-        names = load_manifest(config.data.dataset_dir).classes
+        names = find_facts(found, config).classes
         extra = beside.class_names(names, model.num_classes)
     else:
         extra = {"norm_pix_loss": config.task.config.normalise_patches}

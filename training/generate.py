@@ -11,8 +11,8 @@ import sys
 from configs import interrupts
 from configs.command import run
 from training.config import TextTrainingConfig
-from training.run_dir import load_model
-from training.text import Drawing, complete, load_codec
+from training.run_dir import load_model, load_run_codec
+from training.text import Drawing, complete
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     if not isinstance(config, TextTrainingConfig):
         what = f"a run of task {config.task.name}, which writes no text"
         raise ValueError(f"{arguments.run}: is {what}")  # noqa: TRY004  (a user's mistake)
-    codec = load_codec(config.data.dataset_dir)
+    codec = load_run_codec(trained)
     for index in range(arguments.num_samples):
         text = complete(
             trained.model,

@@ -1,4 +1,4 @@
-"""The run folder: config, checkpoints, metrics and TensorBoard events of one run."""
+"""The run folder: config, tokenizer, checkpoints, metrics and events of one run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,8 @@ import configs
 from training import checkpoint
 from training.config import ImageTrainingConfig, TrainingConfig
 from training.engine import load_weights
+from training.run_dataset import find_tokenizer
+from training.text import TextCodec, build_codec
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,7 @@ class TrainedModel:
     model: nn.Module
     config: TrainingConfig
     step: int
+    checkpoint_dir: Path
 
 
 def load_model(run: str | Path, *, averaged: bool = False) -> TrainedModel:
@@ -35,7 +38,18 @@ def load_model(run: str | Path, *, averaged: bool = False) -> TrainedModel:
     model.load_state_dict(load_weights(folder, averaged=averaged))
     step = checkpoint.read_state(folder).step
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TrainedModel(model.to(device).eval(), config, step)
+    return TrainedModel(model.to(device).eval(), config, step, folder)
+
+
+def load_run_codec(trained: TrainedModel) -> TextCodec:
+    """The tokenizer that a run on text was trained with.
+
+    Raises:
+        FileNotFoundError: neither the run nor its dataset is there to tell.
+        ValueError: what they tell is damaged.
+    """
+    content, described = find_tokenizer(trained.checkpoint_dir, trained.config)
+    return build_codec(content, described)
 
 
 def load_image_model(

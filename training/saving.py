@@ -22,6 +22,7 @@ import torch
 
 from training import checkpoint, distributed
 from training.checkpoint import RunState
+from training.durable import fsync, write_durably
 from training.host_memory import HostMemory, count_bytes
 from training.random_state import random_path, random_state
 
@@ -156,7 +157,7 @@ def write_files(folder: Path, files: Files) -> Rows:
         path.parent.mkdir(exist_ok=True)
         _write(path, content)
     for parent in {path.parent for path in files}:
-        _fsync(parent)
+        fsync(parent)
     return {str(path.relative_to(folder)): checkpoint.describe_file(path) for path in files}
 
 
@@ -167,7 +168,7 @@ def _write(path: Path, content: Any) -> None:
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    _fsync(path)
+    fsync(path)
 
 
 def _publish(temporary: Path, final: Path, summary: Rows) -> None:
@@ -176,34 +177,18 @@ def _publish(temporary: Path, final: Path, summary: Rows) -> None:
         return
     for path in temporary.rglob("*"):  # what DeepSpeed has written past us, as offloaded tensors
         if path.is_file() and (name := str(path.relative_to(temporary))) not in summary:
-            _fsync(path)
+            fsync(path)
             summary[name] = checkpoint.describe_file(path)
-    _write_durably(temporary / checkpoint.SUMMARY, json.dumps({"files": summary}, indent=1) + "\n")
+    text = json.dumps({"files": summary}, indent=1) + "\n"
+    write_durably(temporary / checkpoint.SUMMARY, text.encode())
     if final.exists():  # damaged, and passed over when the run resumed
         shutil.rmtree(final)
     temporary.replace(final)
-    _fsync(final.parent)
-    _write_durably(final.parent / "latest", f"{final.name}\n")
+    fsync(final.parent)
+    write_durably(final.parent / "latest", f"{final.name}\n".encode())
 
 
 def _free_bytes(folder: Path) -> int:
     while not folder.exists():  # it may be what could not be made
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-def _write_durably(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    _fsync(temporary)
-    temporary.replace(path)
-    _fsync(path.parent)
-
-
-def _fsync(path: Path) -> None:
-    """Let a file, or the names in a folder, outlive the machine."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -50,6 +50,11 @@ def load_codec(dataset_dir: str | Path) -> TextCodec:
         ValueError: the file is not the one that the manifest names.
     """
     content, described = read_tokenizer(dataset_dir)
+    return build_codec(content, described)
+
+
+def build_codec(content: bytes, described: Described) -> TextCodec:
+    """The codec of a tokenizer.json and of what is to be known of it."""
     tokenizer = Tokenizer.from_buffer(content)
     tokenizer.encode_special_tokens = True
     return TextCodec(tokenizer, end_of_document=described.end_of_document)
@@ -64,12 +69,27 @@ def read_tokenizer(dataset_dir: str | Path) -> tuple[bytes, Described]:
     described = load_manifest(str(dataset_dir)).tokenizer
     if described is None:
         raise ValueError(f"{dataset_dir}: has no tokenizer; is it a text dataset?")
-    content = read_file(str(dataset_dir), described.file)
+    return read_tokenizer_file(str(dataset_dir), described), described
+
+
+def read_tokenizer_file(dataset_dir: str, described: Described) -> bytes:
+    """The tokenizer.json that the manifest of a dataset describes.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: the file is not the one that the manifest names.
+    """
+    try:
+        content = read_file(dataset_dir, described.file)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{dataset_dir}: no {described.file}, which its manifest names; copy the whole dataset"
+        ) from None
     if hashlib.sha256(content).hexdigest() != described.sha256:
         raise ValueError(
             f"{dataset_dir}/{described.file}: its sha256 is not the manifest's {described.sha256}"
         )
-    return content, described
+    return content
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

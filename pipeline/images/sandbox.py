@@ -21,9 +21,10 @@ from pipeline.images.sandbox_child import OUT_OF_MEMORY, complete, send, unpack_
 
 HELD_BYTES = 64 * 2**20
 """What a larger batch took of memory is given back behind it."""
-STALL_FACTOR = 20
-"""A child that computes nothing, so that its CPU time stands still, is ended after so many times
-the limit by the clock: far above what a loaded machine makes of it."""
+STALL_FACTOR = 10
+"""A child that computes nothing, so that its CPU time stands still, is looked at so many times the
+limit apart by the clock, and ended when it slept at two looks and did nothing between them. One
+that waits for its turn on a loaded machine does not sleep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,19 +104,32 @@ class Sandbox:
 
         Raises:
             EOFError: it is gone.
-            TimeoutError: it has not answered for as long as a child may stall.
+            TimeoutError: it sleeps, as it did at the last look, and did nothing in between.
         """
-        answered = -1
+        before = None
         while True:
             try:
                 if self._socket.recv(1):
                     return
             except TimeoutError:
-                before, answered = answered, os.fstat(self._answers).st_size
-                if answered == before:
+                asleep = self._asleep()
+                if asleep is not None and asleep == before:
                     raise
+                before = asleep
             else:
                 raise EOFError
+
+    def _asleep(self) -> tuple[int, ...] | None:
+        """Bytes answered, and CPU time of the child's main thread, which decodes, if that sleeps;
+        None if it does not.
+        """
+        assert self._child is not None
+        answered = os.fstat(self._answers).st_size
+        stat = Path(f"/proc/{self._child.pid}/task/{self._child.pid}/stat")
+        if not stat.exists():  # not Linux: the clock alone decides
+            return (answered,)
+        fields = stat.read_text().rpartition(")")[2].split()
+        return (answered, int(fields[11]), int(fields[12])) if fields[0] == "S" else None
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()

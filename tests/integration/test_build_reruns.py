@@ -67,7 +67,7 @@ def test_an_outdated_work_folder_is_not_mixed_in(
     dataset_dir = tmp_path / "dataset"
     monkeypatch.setattr("pipeline.publish.write_manifest", _die)
     with pytest.raises(KeyboardInterrupt):
-        build(config(corpus, dataset_dir, "shards.target_mib=0.005", "shuffle_seed=3"))
+        build(config(corpus, dataset_dir, "shards.target_mib=0.01", "shuffle_seed=3"))
     assert len(list(dataset_dir.glob("*.tar"))) > len(list(built.glob("*.tar")))
     monkeypatch.undo()
     build(config(corpus, dataset_dir))

@@ -1,6 +1,7 @@
 """A whole text dataset, small enough to damage it in every way."""
 
 import gzip
+import json
 
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ import pytest
 from pipeline.blocks import cut_blocks
 from pipeline.index import write_sidecars
 from pipeline.manifest import Manifest, write_manifest
+from pipeline.report import write_report
 from pipeline.tar import write_shard
 from pipeline.tokenizer import characters_tokenizer, describe_tokenizer
 
 END = "<|endoftext|>"
 ALPHABET = "abcdefgh"
+STAGES = ("quality", "read")
 
 
 @pytest.fixture
@@ -40,12 +43,47 @@ def text_dataset(tmp_path):
 def write_beside(manifest, folder):
     write_sidecars(manifest, folder)
     (folder / "config.yaml").write_text("shuffle_seed: 0\n")
-    (folder / "report.json").write_text("{}")
-    (folder / "report.html").write_text("<!doctype html>")
+    write_report(report_of(manifest), folder)
     (folder / "rejects").mkdir()
-    for stage in ("read", "quality"):
-        lines = gzip.compress(b'{"reason": "a"}\n') + gzip.compress(b'{"reason": "b"}\n')
-        (folder / "rejects" / f"{stage}.jsonl.gz").write_bytes(lines)
+    for stage in STAGES:
+        lines = (render_reject(stage, reason) for reason in "ab")
+        (folder / "rejects" / f"{stage}.jsonl.gz").write_bytes(b"".join(map(gzip.compress, lines)))
+
+
+def render_reject(stage, reason):
+    row = {"stage": stage, "reason": reason, "detail": "", "source": "x", "position": 0}
+    return json.dumps({**row, "bytes": 7, "excerpt": ""}).encode() + b"\n"
+
+
+def report_of(manifest):
+    """The report of a build that rejected a document of 7 bytes for each stage and reason."""
+    rejects = [(stage, reason) for stage in STAGES for reason in "ab"]
+    return {
+        "kind": manifest.kind,
+        "seconds": 1.0,
+        "corpus": {"files": 1, "bytes": 99},
+        "funnel": [],
+        "rejects": [
+            {"stage": stage, "reason": reason, "records": 1, "bytes": 7, "examples": []}
+            for stage, reason in rejects
+        ],
+        "splits": {
+            split: {
+                "documents": 6,
+                "tokens": sum(shard.tokens for shard in shards),
+                "shards": len(shards),
+                "bytes": sum(shard.bytes for shard in shards),
+            }
+            for split, shards in manifest.splits.items()
+        },
+        "lengths": [],
+        "shards": [
+            {"name": shard.name, "documents": 6}
+            | {name: getattr(shard, name) for name in ("samples", "tokens", "bytes")}
+            for shards in manifest.splits.values()
+            for shard in shards
+        ],
+    }
 
 
 def make_shard(folder, name, *, seed, documents=6):

@@ -4,7 +4,7 @@ import pytest
 
 import configs
 from configs import ConfigError, load
-from pipeline.config import PipelineConfig, byte_config
+from pipeline.config import PipelineConfig, TextShardsConfig, byte_config
 from pipeline.corpus import CorpusFile, Portion
 from pipeline.fingerprints import (
     portion_fingerprints,
@@ -45,7 +45,7 @@ def test_what_decides_no_byte(override):
         "quality.enabled=false",
         "quality.min_words=3",
         "split.documents=4",
-        "shards.block_tokens=77",
+        "shards.block_tokens=7777",
         "corpus.column=body",
         "tokenizer.vocab_size=999",
         "normalise.unicode=NFKC",
@@ -64,9 +64,11 @@ def test_what_decides_bytes(override):
         (["num_workers=-1"], "num_workers: -1; 0 to 1024 are allowed"),
         (["num_workers=1025"], "num_workers: 1025; 0 to 1024 are allowed"),
         (["max_bad_fraction=2"], "max_bad_fraction: 2.0; 0 to 1"),
-        (["shards.target_mib=0"], "shards.target_mib: 0.0; a number above 0"),
-        (["shards.target_mib=inf"], "shards.target_mib: inf; a number above 0"),
-        (["shards.chunk_mib=nan"], "shards.chunk_mib: nan; a number above 0"),
+        (["shards.target_mib=0.009"], "shards.target_mib: 0.009; a number of at least 0.01"),
+        (["shards.target_mib=inf"], "shards.target_mib: inf; a number of at least 0.01"),
+        (["shards.chunk_mib=nan"], "shards.chunk_mib: nan; a number of at least 0.01"),
+        (["shards.chunk_mib=0.001"], "shards.chunk_mib: 0.001; a number of at least 0.01"),
+        (["shards.block_tokens=1023"], "shards.block_tokens: 1023; at least 1024 are allowed"),
         (["quality.max_hash_ratio=nan"], "quality.max_hash_ratio: nan; a number"),
         (["dataset_dir=s3://bucket/x"], "dataset_dir: s3://bucket/x is a URL; a local folder"),
         (["split.fraction=1"], "split.fraction 1.0"),
@@ -87,6 +89,11 @@ def test_each_yaml_is_a_citable_run(path):
     for part in (f"python -m pipeline configs/pipeline/{path.name}", "Hardware:", "Expected"):
         assert part in header
     assert load(PipelineConfig, path).dataset_dir.startswith("datasets/")
+
+
+def test_the_smallest_sizes():
+    smallest = ("shards.target_mib=0.01", "shards.chunk_mib=0.01", "shards.block_tokens=1024")
+    assert config(*smallest).shards == TextShardsConfig(0.01, 0.01, 1024)
 
 
 def test_a_new_shard_size_reads_nothing_again():

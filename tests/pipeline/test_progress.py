@@ -60,6 +60,19 @@ def test_before_the_first_batch(work):
     assert ProgressDisplay(work, [], "reading").line().endswith("0 rejects, 0.0 MB/s")
 
 
+def test_a_shard_that_grows_is_seen(work):
+    display = ProgressDisplay(work, [], "reading")
+    assert display.line().endswith("0.0 MB/s")
+    growing = work.shards / ".train-000001.tar.0a1b"
+    growing.write_bytes(bytes(2_000_000))
+    assert display.line().endswith("0.0 MB/s, 0 shards written, 2 MB")
+    with growing.open("ab") as file:
+        file.write(bytes(1_000_000))
+    for name in ("train-000000.tar", "train-000000.tar.idx", "train-000000.json"):
+        (work.shards / name).write_bytes(bytes(4_000_000))
+    assert display.line().endswith("0.0 MB/s, 1 shards written, 11 MB")
+
+
 def test_plain_lines_without_a_terminal(work, monkeypatch):
     out = io.StringIO()
     monkeypatch.setattr("pipeline.progress.Console", lambda **_: Console(file=out, width=200))

@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import pytest
@@ -81,7 +82,9 @@ def test_an_empty_report_is_a_page():
 def test_files_and_the_verb(tmp_path, capsys):
     clean = json.loads(json.dumps(REPORT).replace("\\ud800", ""))
     write_report(clean, tmp_path)
-    assert json.loads((tmp_path / "report.json").read_text()) == clean
+    page = hashlib.sha256((tmp_path / "report.html").read_bytes()).hexdigest()
+    expected = clean | {"page_sha256": page}
+    assert json.loads((tmp_path / "report.json").read_text()) == expected
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
     main([str(tmp_path)])
     out = capsys.readouterr().out

@@ -1,7 +1,6 @@
 """Damage of the manifest, of whole files and of what lies beside the shards."""
 
 import dataclasses
-import gzip
 import hashlib
 import json
 import os
@@ -60,10 +59,10 @@ def without_tokenizer(tree):
     return {**tree, "tokenizer": None}
 
 
-SIDECARS = ("config.yaml", "report.html", "report.json", "train.wids.json", "validation.wids.json")
+WIDS = ("train.wids.json", "validation.wids.json")
+SIDECARS = ("README.md", "config.yaml", "report.html", "report.json", *WIDS)
 RENDERED = (
-    "train.wids.json",
-    "validation.wids.json",
+    *WIDS,
     ".nv-meta/.info.json",
     ".nv-meta/split.yaml",
     ".nv-meta/dataset.yaml",
@@ -120,7 +119,10 @@ DAMAGES = {
     ),
     "another kind": (
         edit_manifest(lambda tree: {**tree, "kind": "banana"}),
-        [("manifest", "manifest.json", "is of kind 'banana', not text")],
+        [
+            ("manifest", "manifest.json", "is of kind 'banana', not text"),
+            ("report", "report.json", "is of kind 'text', the manifest of banana"),
+        ],
     ),
     "no sidecar": (
         lambda folder: [remove(name)(folder) for name in SIDECARS],
@@ -157,27 +159,6 @@ DAMAGES = {
     "a card of other splits": (
         lambda folder: (folder / "README.md").write_text("---\nconfigs: []\n---\n"),
         [("sidecars", "README.md", "its configs are not the splits")],
-    ),
-    "rejects cut": (
-        lambda folder: os.truncate(folder / "rejects" / "read.jsonl.gz", 50),
-        [("sidecars", "rejects/read.jsonl.gz", "cannot be read behind line ")],
-    ),
-    "rejects that are no gzip file, no objects, none of ours": (
-        lambda folder: [
-            (folder / "rejects" / name).write_bytes(content)
-            for name, content in [
-                ("a.jsonl.gz", b"x"),
-                ("b.jsonl.gz", gzip.compress(b"{}\n[]\n")),
-                ("c.jsonl.gz", gzip.compress(b"{}\n{\n")),
-                ("d.txt", b""),
-            ]
-        ],
-        [
-            ("sidecars", "rejects/a.jsonl.gz", "behind line 0: Not a gzipped file"),
-            ("sidecars", "rejects/b.jsonl.gz", "behind line 1: is no object"),
-            ("sidecars", "rejects/c.jsonl.gz", "behind line 1: "),
-            ("files", "rejects/d.txt", "is no file of rejects"),
-        ],
     ),
     "another tokenizer": (
         lambda folder: (folder / "tokenizer.json").write_text(
@@ -254,4 +235,4 @@ def test_a_dataset_has_a_train_shard(text_dataset, splits, message):
 
 def test_every_rule_has_a_damage():
     rules = {rule for _, expected in DAMAGES.values() for rule, *_ in expected}
-    assert rules - {"tokens"} == {"manifest", *RULES, "tokenizer"}
+    assert rules - {"tokens", "report"} == {"manifest", *RULES, "tokenizer"}

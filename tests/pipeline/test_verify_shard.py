@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 import struct
 import tarfile
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.index import write_sidecars
 from pipeline.manifest import Chunks, read_manifest, write_manifest
+from pipeline.report import write_report
 from pipeline.tar import index_path, render_header, scan
 from pipeline.verify import verify
 from pipeline.verify_shard import RULES
@@ -62,6 +64,19 @@ def seal(folder, name=SHARD, **changes):
     manifest = dataclasses.replace(manifest, splits=splits)
     write_manifest(manifest, folder)
     write_sidecars(manifest, folder)
+    write_report(agreeing(json.loads((folder / "report.json").read_text()), manifest), folder)
+
+
+def agreeing(report, manifest):
+    """The report with the numbers of the manifest."""
+    for split, shards in manifest.splits.items():
+        for row in report["shards"]:
+            shard = next((shard for shard in shards if shard.name == row["name"]), None)
+            if shard is not None:
+                row |= {name: getattr(shard, name) for name in ("samples", "tokens", "bytes")}
+        for name in ("tokens", "bytes"):
+            report["splits"][split][name] = sum(getattr(shard, name) for shard in shards)
+    return report
 
 
 def edit(change, **more):

@@ -242,7 +242,7 @@ class WarmPython:
     def close(self):
         self.process.stdin.close()
         try:
-            self.process.wait(timeout=10)
+            self.process.wait(timeout=120)  # to end takes seconds, on a loaded machine many
         finally:
             self.process.kill()
             self.log.close()

@@ -1,6 +1,7 @@
 """`python -m training.attention` on a run."""
 
 import io
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -10,9 +11,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def run_dir(cli, write_config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    answer = cli("training", write_config(num_steps=1), f"run_dir={folder}")
+def run_dir(cli, write_config, dataset_dir, tmp_path_factory):
+    """A run whose dataset is gone."""
+    folder, dataset = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("dataset") / "gone"
+    shutil.copytree(dataset_dir, dataset)
+    places = (f"run_dir={folder}", f"data.dataset_dir={dataset}")
+    answer = cli("training", write_config(num_steps=1), *places)
+    shutil.rmtree(dataset)
     assert answer["code"] == 0, answer
     return folder
 

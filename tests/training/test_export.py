@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -24,21 +25,27 @@ VIT = {"name": "vit", "num_classes": 4, "positions": "learned", "pooling": "clas
 
 
 @pytest.fixture(scope="module")
-def text_run(cli, write_config, tmp_path_factory):
-    """With an average of its weights."""
+def text_run(cli, write_config, dataset_dir, tmp_path_factory):
+    """With an average of its weights; its dataset is gone."""
     folder = tmp_path_factory.mktemp("runs") / "text"
+    dataset = shutil.copytree(dataset_dir, folder.with_name("dataset"))
     config = write_config(num_steps=3, ema="{decay: 0.5}")
-    answer = cli("training", config, f"run_dir={folder}")
+    answer = cli("training", config, f"run_dir={folder}", f"data.dataset_dir={dataset}")
+    shutil.rmtree(dataset)
     assert answer["code"] == 0, answer
     return folder
 
 
 @pytest.fixture(scope="module")
-def image_run(cli, write_image_config, tmp_path_factory):
+def image_run(cli, write_image_config, image_dir, tmp_path_factory):
+    """Its dataset is gone."""
+
     def build(model, task, **sections):
         folder = tmp_path_factory.mktemp("runs")
+        dataset = shutil.copytree(image_dir, folder.with_name(f"{folder.name}-dataset"))
         config = write_image_config(model, task, run_dir=str(folder), num_steps=2, **sections)
-        answer = cli("training", config)
+        answer = cli("training", config, f"data.dataset_dir={dataset}")
+        shutil.rmtree(dataset)
         assert answer["code"] == 0, answer
         return folder
 

@@ -1,5 +1,7 @@
 """`python -m training.generate` on a run of each ZeRO stage and precision."""
 
+import shutil
+
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -8,8 +10,8 @@ ENGINES = [(1, "bf16"), (0, "fp32"), (3, "fp32"), (3, "bf16")]
 
 
 @pytest.fixture(scope="module")
-def run_dir(cli, write_config, tmp_path_factory):
-    """A short run; the engine does not matter to most tests."""
+def run_dir(cli, write_config, dataset_dir, tmp_path_factory):
+    """A short run, whose dataset is gone; the engine does not matter to most tests."""
     made = {}
 
     def build(zero_stage, precision):
@@ -21,7 +23,9 @@ def run_dir(cli, write_config, tmp_path_factory):
                 evaluation="{every_steps: 0}",
                 samples="{every_steps: 2, prompt: 'the ', num_tokens: 5}",
             )
-            answer = cli("training", config, f"run_dir={folder}")
+            dataset = shutil.copytree(dataset_dir, folder.with_name(f"{folder.name}-dataset"))
+            answer = cli("training", config, f"run_dir={folder}", f"data.dataset_dir={dataset}")
+            shutil.rmtree(dataset)
             assert answer["code"] == 0, answer
             assert answer["stdout"].startswith(
                 "transformer of 7,360 parameters on 1 cpu ranks, ZeRO"

@@ -140,6 +140,11 @@ def describe_order(config: DataConfig, manifest: Manifest) -> str:
     )
 
 
+def is_order_of(order: str, manifest: Manifest) -> bool:
+    """Whether a described order is one of this dataset."""
+    return order.startswith(f"dataset {manifest.fingerprint}, ")
+
+
 def _open_reader(
     config: DataConfig, manifest: Manifest, *, kind: str, split: str, parse: Parse[Parsed]
 ) -> ChunkReader[Parsed]:

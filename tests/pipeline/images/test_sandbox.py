@@ -38,6 +38,10 @@ def decode(image, log):
             pass
     if image == b"sleep":
         time.sleep(3600)
+    if image == b"compute":
+        until = time.thread_time() + 0.5
+        while time.thread_time() < until:
+            pass
     if image == b"allocate":
         held = []
         while True:
@@ -125,35 +129,51 @@ def test_one_child_serves_many_batches(sandbox, tmp_path):
 
 def test_a_child_that_waits_for_ever_is_ended(sandbox):
     outcomes = sandbox(seconds=0.02).map([b"sleep", b"a"])
-    assert outcomes[0][1] == BadImage("too_slow", "no answer and no CPU time used up in 0.4 s")
+    assert outcomes[0][1] == BadImage("too_slow", "no answer and no CPU time used up in 0.2 s")
     assert outcomes[1] == good(b"a")
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="tells by /proc whether a process sleeps")
+def test_a_child_that_computes_is_waited_for(sandbox, monkeypatch):
+    """However long that takes by the clock, as on a loaded machine."""
+    monkeypatch.setattr("pipeline.images.sandbox.STALL_FACTOR", 0.025)
+    one, looks = sandbox(seconds=2), []
+    look = one._asleep
+    monkeypatch.setattr(one, "_asleep", lambda: looks.append(look()))
+    assert one.map([b"compute"]) == [good(b"compute")]
+    assert len(looks) > 3
+    assert looks.count(None) > len(looks) / 2
 
 
 def test_the_child_dies_with_its_parent(tmp_path):
     """Also in the middle of an image."""
     (tmp_path / "slow_decoder.py").write_text(
-        "import time, os\n"
-        "def decode(image):\n    print(os.getpid(), flush=True)\n    time.sleep(3600)\n"
+        "import time\n"
+        "from pathlib import Path\n"
+        "def decode(image):\n"
+        "    Path(image.decode()).write_text('begun')\n"
+        "    time.sleep(3600)\n"
     )
+    begun = tmp_path / "begun"
     (tmp_path / "parent.py").write_text(
-        "import os, threading, time\n"
+        "import sys, threading, time\n"
+        "from pathlib import Path\n"
         "from slow_decoder import decode\n"
         "from pipeline.images.sandbox import Limits, Sandbox\n"
         "box = Sandbox(decode, Limits(60, 64))\n"
-        "threading.Thread(target=box.map, args=([b'a'],), daemon=True).start()\n"
-        "while box._child is None: time.sleep(0.01)\n"
-        "time.sleep(0.3)\n"
+        "threading.Thread(target=box.map, args=([sys.argv[1].encode()],), daemon=True).start()\n"
+        "while not Path(sys.argv[1]).exists(): time.sleep(0.01)\n"
         "print(box._child.pid, flush=True)\n"
         "time.sleep(3600)\n"
     )
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}:."}
     with subprocess.Popen(
-        [sys.executable, str(tmp_path / "parent.py")], env=env, stdout=subprocess.PIPE
+        [sys.executable, str(tmp_path / "parent.py"), str(begun)], env=env, stdout=subprocess.PIPE
     ) as parent:
         child = int(parent.stdout.readline())
-        os.kill(child, 0)  # it lives
+        assert is_alive(child)
         parent.kill()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60  # it looks for its parent twice a second
     while is_alive(child) and time.monotonic() < end:
         time.sleep(0.05)
     assert not is_alive(child)
