@@ -10,7 +10,6 @@ in between leaves the one before.
 import contextlib
 import errno
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -101,7 +101,7 @@ def test_a_full_disk_is_told_and_loses_nothing(tmp_path, monkeypatch, save, wher
     elif where == "random state":
         monkeypatch.setattr(saving.torch, "save", full)
     else:
-        monkeypatch.setattr(saving, "_write_durably", full)
+        monkeypatch.setattr(saving, "write_durably", full)
     with pytest.raises(OSError) as caught:
         save(2, take)
     message = str(caught.value)
