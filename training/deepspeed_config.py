@@ -227,12 +227,14 @@ def _zero(config: Config, num_parameters: int, *, overlap: bool) -> dict[str, An
 
 
 def _zero3(config: Config, num_parameters: int, bucket: int) -> dict[str, Any]:
+    live = min(10**9, max(1, num_parameters // 4))
     section: dict[str, Any] = {
         "stage3_prefetch_bucket_size": bucket,
         "stage3_param_persistence_threshold": min(100_000, num_parameters // 100),
-        # The default 1e9 keeps a model below a billion parameters gathered and saves nothing.
-        "stage3_max_live_parameters": max(1, num_parameters // 4),
-        "stage3_max_reuse_distance": max(1, num_parameters // 4),
+        # DeepSpeed's 1e9 keeps a model below a billion parameters gathered and saves nothing; a
+        # quarter of a large one would be tens of gigabytes.
+        "stage3_max_live_parameters": live,
+        "stage3_max_reuse_distance": live,
         # Its linear layer adds the bias in place to a product that `selective` has kept.
         "memory_efficient_linear": config.activation_checkpointing != "selective",
     }

@@ -124,8 +124,8 @@ def test_buckets_fit_the_model(stage, precision, num_parameters):
     assert zero["reduce_bucket_size"] == zero["allgather_bucket_size"] == bucket
     if stage == 3:
         assert zero["stage3_prefetch_bucket_size"] == bucket
-        assert 1 <= zero["stage3_max_live_parameters"] <= max(1, num_parameters // 2)
-        assert 1 <= zero["stage3_max_reuse_distance"] <= max(1, num_parameters // 2)
+        live = {1: 1, 999: 249, 1000: 250, 7_000_000_000: 10**9}[num_parameters]
+        assert zero["stage3_max_live_parameters"] == zero["stage3_max_reuse_distance"] == live
         assert zero["stage3_param_persistence_threshold"] <= max(0, num_parameters // 100)
 
 
