@@ -22,6 +22,7 @@ from torch import nn
 from training import distributed, ema
 from training.console import say
 from training.deepspeed_config import NEVER, Config, build_deepspeed_config, check_device
+from training.gradient_gate import GradientGate, has_finite_square
 from training.layout import layout_path
 from training.loss_scale import read_loss_scale, set_loss_scale
 from training.objective import Metrics, MicroBatch, Objective, count_parameters
@@ -54,11 +55,13 @@ class StepResult:
     num_targets: torch.Tensor
     """Targets of the global batch, int64 scalar."""
     grad_norm: torch.Tensor | float
-    """Global L2 norm before clipping; infinite if the step was skipped."""
+    """Global L2 norm before clipping; infinite if it, summed in fp32, is not finite."""
     skipped: bool
-    """The optimizer did not step and changed nothing: the norm, summed in fp32, is not finite."""
+    """The optimizer did not step and changed nothing: the norm is not finite, or was refused."""
     loss_scale: float
     """Of fp16; 1 otherwise."""
+    wants_stop: bool = False
+    """Some rank wishes that the run stops behind this step."""
 
 
 class Engine:
@@ -78,6 +81,10 @@ class Engine:
         self.config = config
         self.task = objective.task
         self.accumulation = gradient_accumulation_steps
+        self.admits: Callable[[float, float], bool] = lambda loss, grad_norm: True
+        """Whether a step of this loss and gradient norm may be taken; the same on all ranks."""
+        self.wishes_stop: Callable[[], bool] = lambda: False
+        """Whether this rank wishes that the run stops; its wish rides along with the loss."""
         self.device = torch.device(get_accelerator().current_device_name())
         accelerator = get_accelerator()
         check_device(
@@ -102,7 +109,7 @@ class Engine:
             # One rank has nothing to sum up; DeepSpeed would copy all gradients there and back.
             self.deepspeed.enable_backward_allreduce = False
         self._complete_deepspeed()
-        self._align_overflows()
+        self.gate = GradientGate(self.deepspeed.optimizer, zero_stage=config.zero_stage)
         self.partition = Partition(self.deepspeed.optimizer, self.module, config.zero_stage)
         masters = self.partition.masters()
         self.average = ema.Average(masters, decay=ema_decay) if ema_decay else None
@@ -133,15 +140,20 @@ class Engine:
             total += loss_sum.detach()
             if number < len(batches):
                 self.deepspeed.step()
-        grad_norm, skipped = self._update()
+        wish = total.new_tensor(float(self.wishes_stop()))
+        total, wishes = distributed.sum_over_ranks(torch.stack([total, wish])).unbind()  # () each
+        loss = total / divisor
+        with self.gate.asking(lambda grad_norm: self.admits(float(loss), grad_norm)):
+            grad_norm, skipped = self._update()
         if self.average and not skipped:
             self.average.update(self.partition.masters())
         return StepResult(
-            loss=distributed.sum_over_ranks(total) / divisor,
+            loss=loss,
             num_targets=num_targets,
             grad_norm=grad_norm,
             skipped=skipped,
             loss_scale=self._loss_scale(),
+            wants_stop=bool(wishes),
         )
 
     @torch.no_grad()
@@ -259,21 +271,8 @@ class Engine:
         if isinstance(optimizer, BF16_Optimizer):  # it saves no stage, which consolidation asks for
             state_dict = optimizer.state_dict
             optimizer.state_dict = lambda: {**state_dict(), "zero_stage": self.config.zero_stage}
-
-    def _align_overflows(self) -> None:
-        """Skip the same steps at every stage.
-
-        Stages 1 and 2 sum squares in fp32, so norms above 1.8e19 are not finite there; stage 3
-        sums in fp64 and would step. DeepSpeed's fp16 raises at its least scale; the trainer's own
-        limit of skips comes instead.
-        """
-        optimizer = self.deepspeed.optimizer
-        if self.config.zero_stage == 3:
-            norms = optimizer._get_norm_groups
-            optimizer._get_norm_groups = lambda: [
-                torch.where(_has_finite_square(norm), norm, math.inf) for norm in norms()
-            ]
         if isinstance(getattr(optimizer, "loss_scaler", None), DynamicLossScaler):
+            # It would end the run at its least scale; section `anomalies` has a limit instead.
             optimizer.loss_scaler.raise_error_at_min_scale = False
 
     def _update(self) -> tuple[torch.Tensor | float, bool]:
@@ -282,13 +281,16 @@ class Engine:
         if self.config.zero_stage > 0:
             self.deepspeed.step()
             skipped = self.deepspeed.skipped_steps > skipped_steps
-            return self.deepspeed.get_global_grad_norm(), skipped
-        norm = self._clip()
-        is_finite = bool(_has_finite_square(norm))
-        if not is_finite:
-            self.deepspeed.zero_grad()  # no gradients, no update
-        self.deepspeed.step()
-        skipped = not is_finite or self._loss_scale() < scale
+            norm = self.deepspeed.get_global_grad_norm()
+        else:
+            norm = self._clip()
+            skipped = not bool(has_finite_square(self.gate.pass_norm(norm)))
+            if skipped:
+                self.deepspeed.zero_grad()  # no gradients, no update
+            self.deepspeed.step()
+            skipped |= self._loss_scale() < scale
+        if self.gate.refused is not None:
+            return self.gate.refused, True
         return math.inf if skipped else norm, skipped
 
     def _clip(self) -> torch.Tensor:
@@ -382,10 +384,6 @@ def _consolidate(checkpoint_dir: Path, parts: list[list[torch.Tensor]]) -> dict[
     finally:
         zero_to_fp32.parse_optim_states = parse
     return state
-
-
-def _has_finite_square(norm: torch.Tensor) -> torch.Tensor:
-    return norm.float().square().isfinite()
 
 
 def _without_compiled_operator() -> None:

@@ -54,6 +54,7 @@ def line_step(engine, values):
         "finite": bool(after.isfinite().all()),
         "skipped": result.skipped,
         "scale": result.loss_scale,
+        "stop": result.wants_stop,
     }
 
 
@@ -89,6 +90,45 @@ def poison(stage, precision, value):
         healthy = line_step(engine, [2.0, 2.0])
         ends[len(poisons)] = weights(engine)["weight"]
     return {"poisoned": poisoned, "healthy": healthy, "clean": ends[0], "weights": ends[1]}
+
+
+def refuse(stage, precision):
+    """Healthy steps, and between them one that is refused for its norm of 100.
+
+    The last rank wishes to stop at the end.
+    """
+    with_fp16(precision == "fp16")
+    try:
+        config = Config(zero_stage=stage, precision=precision, initial_loss_scale_power=3)
+        engine = build_line(config, accumulation=2, with_adam=True)
+        asked = []
+        engine.admits = lambda loss, norm: asked.append((loss, norm)) or norm < 50
+        steps = [line_step(engine, [1.0, 1.0])]
+        before = held(engine)
+        steps.append(line_step(engine, [100.0, 100.0]))
+        after = held(engine)
+        engine.wishes_stop = lambda: distributed.rank() == distributed.world_size() - 1
+        steps.append(line_step(engine, [2.0, 2.0]))
+        ends = held(engine)
+    finally:
+        with_fp16(False)
+    names = ("before", "after", "ends", "asked")
+    rows = [
+        dict(zip(names, row, strict=True))
+        for row in distributed.gather((before, after, ends, asked))
+    ]
+    return {"steps": steps, "ranks": rows}
+
+
+def held(engine):
+    """All tensors of this rank that a step changes, by place."""
+    optimizer = engine.deepspeed.optimizer
+    inner = getattr(optimizer, "optimizer", optimizer)
+    tensors = {f"master {name}": one for name, one in engine.partition.masters().items()}
+    for number, state in enumerate(inner.state.values()):
+        tensors |= {f"moment {number} {name}": one for name, one in state.items()}
+    tensors |= {f"weight {name}": one for name, one in weights(engine).items()}
+    return {name: torch.as_tensor(one).detach().clone() for name, one in tensors.items()}
 
 
 def skipped_average(stage):

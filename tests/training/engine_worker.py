@@ -21,6 +21,7 @@ from engine_line import (
     overflow,
     poison,
     reduce,
+    refuse,
     restore_linear,
     skipped_average,
     weights,
@@ -83,6 +84,7 @@ def cases(folder):
                 found[f"poison {value} {precision} zero{stage}"] = partial(
                     poison, stage, precision, value
                 )
+            found[f"refuse {precision} zero{stage}"] = partial(refuse, stage, precision)
         found[f"full disk zero{stage}"] = partial(full_disk, folder, stage)
         found[f"layer decay zero{stage}"] = partial(layer_decay, folder, stage)
     if distributed.world_size() > 1:
@@ -115,6 +117,7 @@ def cases_of_two_ranks(stage):
     if stage:
         found[f"overflow zero{stage}"] = partial(overflow, stage)
         found[f"least scale zero{stage}"] = partial(least_scale, stage)
+        found[f"refuse fp16 zero{stage}"] = partial(refuse, stage, "fp16")
     return found
 
 
@@ -283,7 +286,7 @@ def save_and_load(folder, stage, precision, **settings):
     write(folder, copied)
     other = build(stage, precision=precision, seed=99, **settings)
     other.load(folder)
-    return {
+    case = {
         "files": sorted(path.name for path in folder.rglob("*")),
         "saved": saved,
         "loaded": weights(other),
@@ -291,6 +294,9 @@ def save_and_load(folder, stage, precision, **settings):
         "on": on,
         "resumed": take(other, (2, 3)),
     }
+    take_steps(engine, (4,))
+    engine.load(folder)
+    return case | {"back": take_steps(engine, (2, 3))}
 
 
 def layer_decay(folder, stage):

@@ -119,6 +119,36 @@ def test_a_gradient_norm_that_is_not_finite_changes_nothing(cases, stage, precis
     assert torch.equal(case["weights"], case["clean"])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@every_stage
+def test_a_refused_step_changes_nothing(request, stage, precision):
+    """Neither weights nor masters nor moments, bitwise; the loss scale of fp16 stays, too."""
+    if precision == "fp16" and not stage:
+        pytest.skip("stage 0 computes fp16 under autocast, as bf16")
+    worlds = ("two_ranks",) if precision == "fp16" else ("one_rank", "two_ranks")
+    for world in worlds:
+        case = request.getfixturevalue(world)[f"refuse {precision} zero{stage}"]
+        healthy, refused, last = case["steps"]
+        assert [step["skipped"] for step in case["steps"]] == [False, True, False]
+        assert (refused["norm"], refused["moved"]) == (100.0, 0.0)
+        assert healthy["moved"] > 0.5
+        assert last["moved"] > 0.1
+        assert [step["stop"] for step in case["steps"]] == [False, False, True]
+        assert {step["scale"] for step in case["steps"]} == {8.0 if precision == "fp16" else 1.0}
+        for rank in case["ranks"]:
+            assert [norm for _, norm in rank["asked"]] == [1.0, 100.0, 2.0]
+            assert rank["asked"] == case["ranks"][0]["asked"]
+            assert len(rank["before"]) == len(rank["ends"]) >= 2
+            assert_equal_weights(rank["after"], rank["before"])
+        ends = [rank["ends"] for rank in case["ranks"]]
+        assert any(
+            not torch.equal(end[name], rank["after"][name])
+            for end, rank in zip(ends, case["ranks"], strict=True)
+            for name in end
+            if name.startswith("moment") and end[name].ndim
+        )
+
+
 @every_stage
 def test_an_overflow_of_fp16_is_skipped_and_reported(two_ranks, stage):
     steps = two_ranks[f"overflow zero{stage}"]
@@ -228,8 +258,11 @@ def test_a_loaded_engine_goes_on_bitwise(cases, name):
     case = cases[name]
     assert_equal_weights(case["loaded"], case["saved"])
     on, resumed = case["on"], case["resumed"]
-    assert_equal_weights(resumed.pop("weights"), on.pop("weights"))
-    assert resumed == on
+    back = case["back"]  # the same engine, three steps later
+    weights = on.pop("weights")
+    for other in (resumed, back):
+        assert_equal_weights(other.pop("weights"), weights)
+        assert other == on
 
 
 @pytest.mark.parametrize("name", [*SAVED, "save fp16 zero0"])

@@ -1,0 +1,91 @@
+"""A gate before the optimizer: it sees the gradient norm of a step, and may refuse the step.
+
+DeepSpeed has one way to leave a step out, that of a norm which is not finite: it drops the
+gradients and touches neither weights nor moments. So it is shown an infinite norm for a step that
+is refused, at the place where it computes its own: none is computed twice, and no step waits for
+the device once more.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+LARGEST = math.sqrt(torch.finfo(torch.float32).max)
+"""Norm whose square is finite in fp32."""
+Admits = Callable[[float], bool]
+"""Whether a step with this gradient norm may be taken; every rank asks, and all get one answer."""
+
+
+class GradientGate:
+    """Stands in the optimizer of an engine of ZeRO stage 1 to 3; at stage 0 the engine asks it."""
+
+    def __init__(self, optimizer: Any, *, zero_stage: int) -> None:
+        self._optimizer = optimizer
+        self._admits: Admits | None = None
+        self.refused: float | None = None
+        """The norm of the last step, if that was refused."""
+        if zero_stage == 3:
+            norms = optimizer._get_norm_groups
+            optimizer._get_norm_groups = lambda: self._pass_groups(norms())
+        elif hasattr(optimizer, "scaled_global_norm"):
+            norm = optimizer.scaled_global_norm
+            optimizer.scaled_global_norm = lambda: self.pass_norm(norm())
+        elif zero_stage > 0:  # BF16_Optimizer, which calls a function of its module
+            step = optimizer.step
+            optimizer.step = lambda: self._inside(sys.modules[type(optimizer).__module__], step)
+
+    @contextmanager
+    def asking(self, admits: Admits) -> Iterator[None]:
+        """Inside, the optimizer takes its step only if that is admitted."""
+        self._admits, self.refused = admits, None
+        try:
+            yield
+        finally:
+            self._admits = None
+            scaler = getattr(self._optimizer, "loss_scaler", None)
+            if scaler is not None:
+                vars(scaler).pop("update_scale", None)
+
+    def pass_norm(self, norm: torch.Tensor) -> torch.Tensor:
+        """The norm as it came, or an infinite one if the step is refused."""
+        scaler = getattr(self._optimizer, "loss_scaler", None)
+        value, scale = float(norm), scaler.loss_scale if scaler else 1.0
+        # What is not finite changes nothing anyway; some helpers of DeepSpeed write it as -1.
+        if self._admits is None or not 0 <= value < LARGEST or self._admits(value / scale):
+            return norm
+        self.refused = value / scale
+        if (
+            scaler is not None
+        ):  # it is no overflow: the scale stays, and there is nothing to warn of
+            scaler.update_scale = lambda overflow: None
+        return torch.full_like(norm, math.inf)
+
+    def _pass_groups(self, norms: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Stage 3, which combines the norms of groups.
+
+        It sums squares in fp64, stages 1 and 2 in fp32, where norms above 1.8e19 are not finite:
+        all leave the same steps out.
+        """
+        norms = [torch.where(has_finite_square(each), each, math.inf) for each in norms]
+        self.pass_norm(torch.linalg.vector_norm(torch.stack(norms)))  # (groups)
+        refused = self.refused is not None
+        return [torch.full_like(each, math.inf) for each in norms] if refused else norms
+
+    def _inside(self, module: Any, step: Callable[[], None]) -> None:
+        norm = module.get_global_norm_of_tensors
+        module.get_global_norm_of_tensors = lambda *args, **settings: self.pass_norm(
+            norm(*args, **settings)
+        )
+        try:
+            step()
+        finally:
+            module.get_global_norm_of_tensors = norm
+
+
+def has_finite_square(norm: torch.Tensor) -> torch.Tensor:
+    """Whether the norm is finite as DeepSpeed sums it, in fp32."""
+    return norm.float().square().isfinite()
