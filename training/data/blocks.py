@@ -1,6 +1,7 @@
 """The token blocks of one chunk: parsed from the bytes of the tar, read without a copy."""
 
 import ast
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -53,6 +54,42 @@ class Blocks:
         offsets = self.document_starts[chosen] - np.repeat(firsts, counts)
         stop, count = stops.tolist(), counts.tolist()
         return [offsets[b - n : b] for b, n in zip(stop, count, strict=True)]
+
+    def origins(self, firsts: Ints, width: int) -> dict[str, list[str]]:
+        """Of the `width` tokens behind each offset: keys of their samples, with documents in them.
+
+        Documents are the keys that the sample's provenance gives, as far as it does.
+        """
+        found: dict[str, list[str]] = {}
+        samples = self._provenance()
+        for first in firsts.tolist():
+            low, high = np.searchsorted(self.starts, [first, first + width - 1], side="right") - 1
+            for block in range(int(low), min(int(high), len(samples) - 1) + 1):
+                key, documents = samples[block]
+                inside = self._documents(block, len(documents), first, first + width)
+                names = found.setdefault(key, [])
+                names += [name for name in documents[inside] if name not in names]
+        return found
+
+    def _documents(self, block: int, number: int, first: int, stop: int) -> slice:
+        """Which of the documents of a block lie in a stretch of the stream."""
+        bounds = np.searchsorted(self.document_starts, self.starts[block : block + 2])
+        starts = self.document_starts[bounds[0] : bounds[1]]
+        continued = number - len(starts)  # 1 if the block begins inside of a document, else 0
+        begin = int(np.searchsorted(starts, first, side="right")) - 1 + continued
+        return slice(max(begin, 0), int(np.searchsorted(starts, stop)) + max(continued, 0))
+
+    def _provenance(self) -> list[tuple[str, list[str]]]:
+        """Key and documents of each block."""
+        names: list[str] = []
+        documents: dict[str, list[str]] = {}
+        for name, _, member in members(self.words.view(np.uint8).data):
+            key, _, extension = name.partition(".")
+            if extension == "tokens.npy":
+                names.append(key)
+            elif extension == "json":
+                documents[key] = list(map(str, json.loads(bytes(member)).get("documents", [])))
+        return [(name, documents.get(name, [])) for name in names]
 
     def _copy_across(self, out: npt.NDArray[Any], first: int) -> None:
         """Fill `out` from a stretch of the stream that crosses from block to block."""

@@ -119,6 +119,10 @@ class ChunkReader(Generic[Parsed]):
             self._keep(chunk, parsed)
         return found
 
+    def shard_of(self, chunk: int) -> str:
+        """The name of the shard that holds a chunk."""
+        return self._files.names[int(self.table.shard[chunk])]
+
     def close(self) -> None:
         """Let go of files, memory and threads."""
         self._kept.clear()

@@ -1,11 +1,13 @@
 """A loader worker: decodes and augments images that it shares memory with; needs no torch.
 
 `python -m training.data.decoding_worker SOCKET IMAGES PIXELS`, three file descriptors. It ends when
-the other side of the socket does, so that none outlives a run that was killed.
+the other side of the socket does, so that none outlives a run that was killed; signals that stop a
+run are for its ranks, which finish a step first.
 """
 
 import mmap
 import os
+import signal
 import sys
 from multiprocessing.connection import Connection
 
@@ -17,6 +19,8 @@ from training.augment.recipe import Recipe, render
 
 def main() -> None:
     """Answer each job with its faults, the pixels made, until there is nobody to answer."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     descriptor, images, shared = map(int, sys.argv[1:])
     connection = Connection(descriptor)
     memory = mmap.mmap(-1, 1)

@@ -98,6 +98,17 @@ class ImageDataset:
         index = numbers - (self._stops[chunk] - self.order.samples_per_chunk[chunk])
         return self._gather(chunk, index, numbers)
 
+    def origins(self, positions: Ints) -> dict[str, dict[str, list[str]]]:
+        """Where the images at these positions lie: their keys, by shard; they have no documents."""
+        _, chunk, index = self.order.locate(positions)
+        found = self._reader.find(chunk, index)
+        origins: dict[str, dict[str, list[str]]] = {}
+        for number, rows in found.rows.items():
+            keys = map(found.chunks[number].key, found.index[rows].tolist())
+            of_shard = origins.setdefault(self._reader.reader.shard_of(number), {})
+            of_shard |= {key: [] for key in keys}
+        return origins
+
     def close(self) -> None:
         """Let go of files, memory, threads and processes."""
         self._decoders.close()

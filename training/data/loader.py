@@ -45,6 +45,10 @@ class Dataset(Protocol):
         """The samples at these positions of the order, in that order."""
         ...
 
+    def origins(self, positions: npt.NDArray[np.int64]) -> dict[str, dict[str, list[str]]]:
+        """By shard and key of the stored sample: keys of the documents there, if it has any."""
+        ...
+
 
 class Loader:
     """Iterator without end: each `next` is the list of this rank's micro batches of one step."""

@@ -113,6 +113,20 @@ class TokenDataset:
         index = numbers - (self._stops[chunk] - self.order.samples_per_chunk[chunk])
         return self._gather(None, chunk, index, numbers)
 
+    def origins(self, positions: Ints) -> dict[str, dict[str, list[str]]]:
+        """Where the sequences at these positions lie: documents by sample, samples by shard."""
+        epoch, chunk, index = self.order.locate(positions)
+        found = self._reader.find(chunk, index)
+        firsts = self._phases(epoch, found.chunk) + found.index * self.sequence_length
+        origins: dict[str, dict[str, list[str]]] = {}
+        for number, rows in found.rows.items():
+            samples = found.chunks[number].origins(firsts[rows], self.sequence_length + 1)
+            of_shard = origins.setdefault(self._reader.reader.shard_of(number), {})
+            for key, documents in samples.items():
+                names = of_shard.setdefault(key, [])
+                names += [name for name in documents if name not in names]
+        return origins
+
     def close(self) -> None:
         """Let go of files, memory and threads."""
         self._reader.reader.close()

@@ -6,6 +6,7 @@ import tarfile
 import numpy as np
 import pytest
 
+from pipeline.blocks import cut_blocks
 from training.data.blocks import parse_blocks
 
 
@@ -48,6 +49,29 @@ def test_samples_become_one_stream():
     assert [blocks.words[place] for place in blocks.places] == [1, 4]
     assert blocks.starts.tolist() == [0, 3, 7]
     assert blocks.document_starts.tolist() == [0, 2, 4]
+
+
+def test_documents_of_every_cut_of_the_stream():
+    """The pipeline's own provenance: token i is the number of its document, whose key says so."""
+    lengths = [1, 9, 3, 20, 2, 2, 2, 1]
+    tokens = np.repeat(np.arange(len(lengths)), lengths).astype("<u2")
+    starts = np.cumsum([0, *lengths[:-1]])
+    keys = [f"{number:016x}" for number in range(len(lengths))]
+    samples = list(cut_blocks("train-0", tokens, starts, keys, block_tokens=7))
+    members = [(f"{s.key}.{name}", s.files[name]) for s in samples for name in sorted(s.files)]
+    blocks = parse(tar(*members), num_samples=len(samples), num_tokens=len(tokens))
+    for width in (1, 2, 5, 8, 30):
+        for first in range(len(tokens) - width + 1):
+            found = blocks.origins(np.array([first]), width)
+            inside = range(first // 7, (first + width - 1) // 7 + 1)
+            assert list(found) == [f"train-0-{block:06d}" for block in inside]
+            documents = dict.fromkeys(key for of_block in found.values() for key in of_block)
+            expected = dict.fromkeys(tokens[first : first + width].tolist())
+            assert list(documents) == [f"{number:016x}" for number in expected]
+
+
+def test_samples_without_provenance_have_no_documents():
+    assert parse(TWO).origins(np.array([2, 0]), 3) == {"a": [], "b": []}
 
 
 def test_every_cut_of_the_stream():

@@ -258,6 +258,10 @@ def test_workers_end_with_a_killed_run_and_need_no_torch(tmp_path):
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as run:
         pid, has_torch = run.stdout.readline().split()
+        for number in (signal.SIGTERM, signal.SIGUSR1):  # launchers send it to all below a rank
+            os.kill(int(pid), number)
+        time.sleep(0.1)
+        assert ") S" in _stat(pid)
         run.send_signal(signal.SIGKILL)
     assert has_torch == "False"
     deadline = time.monotonic() + 10
@@ -286,3 +290,14 @@ def test_a_chunk_that_holds_something_else(path):
     assert chunk.classes.tolist() == [n % 3 for n in range(0, 40, 2)]
     with pytest.raises(ValueError, match="holds 20 images, the manifest says 21"):
         parse_images(whole, 21, 0)
+
+
+def test_origins_of_positions(path, opened):
+    """Every image once in an epoch, under the shard that holds it."""
+    dataset = opened(path)
+    origins = dataset.origins(np.arange(len(dataset)))
+    for number in range(2):
+        keys = {f"{n:04x}" for n in range(number, len(dataset), 2)}
+        assert origins[f"train-00000{number}.tar"] == dict.fromkeys(keys, [])
+    few = dataset.origins(np.array([5, 5 + len(dataset)]))
+    assert sum(map(len, few.values())) <= 2

@@ -165,3 +165,25 @@ def test_nothing_replaces_the_only_chunk(tmp_path, write_dataset):
     shard.write_bytes(shard.read_bytes().replace(b"NUMPY", b"NUMPI"))
     with pytest.raises(CorruptChunkError, match="corrupt"):
         open_dataset(str(tmp_path), 4, corrupt_chunks="replace").read(np.arange(2))
+
+
+def test_origins_of_positions(written):
+    """By shard, the keys of the blocks that a batch touches: as its chunks and offsets say."""
+    path, _, streams = written
+    dataset = open_dataset(path, 7)
+    positions = np.arange(len(dataset), 2 * len(dataset))  # the second epoch, with its phases
+    batch = dataset.read(positions)
+    lengths = [[40, 17], [5], [30, 8], [64, 9], [3]]  # of blocks, by chunk
+    whole = {}
+    firsts = [(0, 0), (0, 2), (1, 0), (1, 2), (2, 0)]  # shard and block with which each begins
+    for row, starts, position in zip(batch.tokens, batch.document_starts, positions, strict=True):
+        chunk, offset = place_in_stream(row, starts, streams)
+        stops = np.cumsum(lengths[chunk])
+        low, high = np.searchsorted(stops, [offset, offset + 7], side="right")
+        shard, block = firsts[chunk]
+        keys = [f"train-{shard:06d}-{block + n:06d}" for n in range(low, high + 1)]
+        expected = {f"train-{shard:06d}.tar": dict.fromkeys(keys, [])}
+        assert dataset.origins(np.array([position])) == expected
+        for name in expected:
+            whole.setdefault(name, {}).update(expected[name])
+    assert dataset.origins(positions) == whole
