@@ -11,42 +11,54 @@ import sys
 import warnings
 
 from configs import command, interrupts
-from training import distributed
+from training import distributed, restarts
 from training.config import TrainingConfig
 from training.run_lock import hold_run_dir
+from training.stop import Stop
 
 PROG = "python -m training"
 DOC = """Train a model on a dataset with DeepSpeed ZeRO.
 
   deepspeed --module training CONFIG [key=value ...]     on all devices of this machine
   torchrun --nproc_per_node N -m training CONFIG         the same, by torch's launcher
+  python -m training --restarts N CONFIG                 the same, and again where a rank fails
   python -m training CONFIG                              one process"""
 
 
 def main() -> None:
-    """Load the config, build the parts, train."""
+    """Load the config, build the parts, train; or launch ranks that do."""
     arguments = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
-    config, _ = command.parse(TrainingConfig, arguments, prog=PROG, doc=DOC)
+    if restarts.is_wanted(arguments):
+        options, arguments = restarts.split(arguments)
+        command.parse(TrainingConfig, arguments, prog=PROG, doc=DOC)  # a mistake is told once
+        interrupts.hand_over()
+        command.run(lambda: restarts.launch(options, arguments))
+        return
+    config, _ = command.parse(
+        TrainingConfig, arguments, prog=PROG, doc=f"{DOC}\n\n{restarts.USAGE}"
+    )
     who = "" if distributed.is_rank_zero() else f"rank {distributed.rank()}: "
     command.run(lambda: train(config), who=who)
     atexit.register(distributed.leave)
 
 
 def train(config: TrainingConfig) -> None:
-    """Build the parts and train until the last step."""
+    """Build the parts and train until the last step, or until the run is told to stop."""
     _quiet()
     distributed.die_with_launcher()
     from training import assembly, engine  # noqa: PLC0415  (deepspeed takes seconds to import)
-    from training.resume import resume  # noqa: PLC0415
+    from training.hooks.watchdog import Watchdog  # noqa: PLC0415
 
     interrupts.hand_over()
+    stop = Stop(config.max_hours)
     engine.initialize_distributed()
-    run = assembly.open_run(config)
-    with hold_run_dir(run.dir):
-        parts = assembly.build_engine(config, run)
-        state = resume(config, run.dir, run.manifest, parts)
-        with assembly.build_loader(config, run, state) as loader:
-            assembly.build_trainer(config, run, parts, state, loader).fit()
+    with stop.listening(), Watchdog(config.watchdog, stop) as watchdog:
+        run = assembly.open_run(config)
+        with hold_run_dir(run.dir):
+            parts = assembly.build_engine(config, run)
+            parts.wishes_stop = stop.is_wished
+            state = assembly.fit(config, run, parts, watchdog)
+        stop.tell(state, num_steps=config.num_steps)
 
 
 def _quiet() -> None:

@@ -1,7 +1,7 @@
 """Builds the parts of a run from its config: where models, tasks, data and the engine meet."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,17 @@ from training.data.loader import EvaluationBatches, Loader
 from training.data.shards import load_manifest
 from training.engine import Engine, construction
 from training.events import EventFile
+from training.hooks.anomalies import AnomalyHook, Rollback, pass_over
 from training.hooks.checkpoints import CheckpointHook
 from training.hooks.damage import DamageHook
-from training.hooks.divergence import DivergenceHook
 from training.hooks.evaluation import EvaluationHook
 from training.hooks.metrics import MetricsHook
+from training.hooks.watchdog import Watchdog
 from training.initial_weights import take_initial_weights
 from training.kinds import kind_of
 from training.objective import Objective, count_parameters
 from training.optimizer import build_optimizer
+from training.resume import resume
 from training.run_dataset import DatasetFacts, keep_facts, read_facts
 from training.schedule import learning_rate
 from training.trainer import Hook, Trainer
@@ -104,6 +106,17 @@ def build_engine(config: TrainingConfig, run: Run) -> Engine:
     return engine
 
 
+def fit(config: TrainingConfig, run: Run, engine: Engine, watchdog: Watchdog) -> RunState:
+    """Resume and train; once more each time that the run goes back to its last good checkpoint."""
+    while True:
+        state = pass_over(run.dir, resume(config, run.dir, run.manifest, engine))
+        with build_loader(config, run, state) as loader:
+            try:
+                return build_trainer(config, run, engine, state, loader, watchdog).fit()
+            except Rollback:
+                config = replace(config, resume="required")
+
+
 def build_loader(config: TrainingConfig, run: Run, state: RunState) -> Loader:
     """This rank's micro batches behind the samples that the run has seen."""
     rank, world_size = _data_rank(config)
@@ -151,6 +164,7 @@ def build_trainer(
     engine: Engine,
     state: RunState,
     loader: Loader,
+    watchdog: Watchdog,
 ) -> Trainer:
     """The loop with its schedule and hooks; nothing can refuse the config any more: write it."""
     if distributed.is_rank_zero():
@@ -172,7 +186,7 @@ def build_trainer(
         num_steps=config.num_steps,
         global_batch_size=config.batch.global_batch_size,
         learning_rate=rate,
-        hooks=_build_hooks(config, run, engine, state, loader),
+        hooks=[watchdog, *_build_hooks(config, run, engine, state, loader)],
     )
 
 
@@ -191,9 +205,18 @@ def _build_hooks(
         unit=kind.UNIT,
         units_per_sample=kind.units_per_sample(config),
     )
+    anomalies = AnomalyHook(
+        run.dir,
+        config.anomalies,
+        events,
+        positions=loader.dataset.order.global_batch,
+        origins=loader.dataset.origins,
+        global_batch_size=config.batch.global_batch_size,
+    )
+    engine.admits = anomalies.admits
     hooks: list[Hook] = [
         metrics,
-        DivergenceHook(max_skips_in_a_row=config.engine.max_skips_in_a_row),
+        anomalies,
         DamageHook(
             run.dir,
             loader.dataset.damage,

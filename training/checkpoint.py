@@ -60,7 +60,7 @@ class RunState:
     step: int
     """Optimizer steps done, skipped ones included."""
     samples_seen: int
-    """Samples consumed by them: the whole state of the data."""
+    """Samples consumed by them, or left out by rollbacks: the whole state of the data."""
     skipped_steps: int
     """Steps that the optimizer did not take."""
     world_size: int

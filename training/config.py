@@ -12,12 +12,14 @@ from training.checkpoint import Config as CheckpointConfig
 from training.data.config import DataConfig, TextDataConfig
 from training.deepspeed_config import Config as EngineConfig
 from training.ema import Config as EmaConfig
+from training.hooks.anomalies import Config as AnomalyConfig
 from training.hooks.attention import Config as AttentionConfig
 from training.hooks.evaluation import Config as EvaluationConfig
 from training.hooks.metrics import Config as LoggingConfig
 from training.hooks.pictures import Config as PicturesConfig
 from training.hooks.probe import Config as ProbeConfig
 from training.hooks.samples import Config as SamplesConfig
+from training.hooks.watchdog import Config as WatchdogConfig
 from training.optimizer import Config as OptimizerConfig
 from training.schedule import Config as ScheduleConfig
 
@@ -32,6 +34,10 @@ class TrainingConfig:
     """Optimizer steps of the whole run."""
     seed: int = 0
     """Of weights, dropout, masks and augmentations; the order of data has data.shuffle_seed."""
+    max_hours: float = 0.0
+    """Stop behind the step in which the run, since it was launched, has lasted so long, with a
+    checkpoint from which the same command goes on; 0 never.
+    """
     resume: Literal["auto", "never", "required"] = "auto"
     """Continue from the last good checkpoint if there is one; never; or fail if there is none."""
     init_from: str = ""
@@ -58,6 +64,10 @@ class TrainingConfig:
     """DeepSpeed ZeRO, precision and memory."""
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     """When checkpoints are written and how many are kept."""
+    anomalies: AnomalyConfig = field(default_factory=AnomalyConfig)
+    """What to do at steps that are not finite or unlike those before."""
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    """What ends a run that hangs."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Validation loss."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
@@ -71,6 +81,8 @@ class TrainingConfig:
             raise ValueError(f"num_steps must be at least 1, found {self.num_steps}")
         if not 0 <= self.seed < 2**63:  # the seeds of ranks count up from it
             raise ValueError(f"seed must be at least 0 and below 2^63, found {self.seed}")
+        if not 0 <= self.max_hours < math.inf:
+            raise ValueError(f"max_hours must be 0 or more and finite, found {self.max_hours}")
         self.schedule.check(self.num_steps)
         if self.init_skip and not self.init_from:
             raise ValueError("init_skip names weights of init_from, which is empty")

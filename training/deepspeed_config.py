@@ -66,10 +66,6 @@ class Config:
     """
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global L2 norm; 0 leaves them as they are."""
-    max_skips_in_a_row: int = 10
-    """A step whose gradient norm is not finite is skipped; so many in a row end the run, 0 never.
-    fp16 counts those at a loss scale of 1 alone, which cannot fall.
-    """
     reduce_in_fp32: bool = True
     """Gradients are summed over ranks in fp32; else in `precision`, half the traffic and rounded.
     """
@@ -90,10 +86,6 @@ class Config:
             raise ValueError(
                 "initial_loss_scale_power must be 0 to 32, found "
                 f"{self.initial_loss_scale_power}; fp16 ends at 2^16, and the loss is below 1"
-            )
-        if self.max_skips_in_a_row < 0:
-            raise ValueError(
-                f"max_skips_in_a_row must be 0 or more, found {self.max_skips_in_a_row}"
             )
         names = (
             "loss_scale_window",

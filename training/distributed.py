@@ -9,10 +9,14 @@ import os
 import signal
 import socket
 import sys
+import time
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+STARTED, STOP = "MILLRACE_STARTED", "MILLRACE_STOP"
+"""What our launcher tells its ranks: seconds since 1970, and a reason."""
 
 
 def rank() -> int:
@@ -54,6 +58,31 @@ def die_with_launcher() -> None:
     if launched and sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def hand_to_ranks(*, stop: str = "") -> None:
+    """As a launcher of ranks that may start again: when the run was started, and why it stops."""
+    os.environ.setdefault(STARTED, repr(time.time()))
+    # torch 2.13 would let ranks of a restart find the addresses of those before in its store.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    if stop:
+        os.environ[STOP] = stop
+
+
+def started() -> float:
+    """When the run was started, by our launcher or by this process: seconds since 1970."""
+    return float(os.environ.get(STARTED) or time.time())
+
+
+def stop_before_start() -> str:
+    """Why the run stops, if it was told so before this process began; else empty."""
+    return os.environ.get(STOP, "")
+
+
+def store_holder() -> str:
+    """Whose end is that of the store in which ranks met."""
+    of_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return "the launcher" if of_launcher else "rank 0"
 
 
 def leave() -> None:

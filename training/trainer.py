@@ -49,9 +49,17 @@ class StepInfo:
         """Whether the run ends with this step."""
         return self.state.step == self.num_steps
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it ends with this step before its last one: the next start goes on."""
+        return self.result.wants_stop and not self.is_last
+
 
 class Hook:
-    """Something that happens beside training; called on every rank, in order."""
+    """Something that happens beside training; called on every rank, in order.
+
+    The points are `on_start`, `before_step`, `on_step` and `on_end`.
+    """
 
     every_n_steps: int = 1
     """`on_step` is called after each n-th step and after the last; 0 only after the last."""
@@ -61,8 +69,16 @@ class Hook:
     def on_start(self, state: RunState) -> None:
         """Before the first step of this process."""
 
+    def before_step(self) -> None:
+        """Before each step, and before its batch is waited for."""
+
     def on_step(self, info: StepInfo) -> None:
-        """After an optimizer step."""
+        """After an optimizer step, where `is_due`."""
+
+    def is_due(self, info: StepInfo) -> bool:
+        """Whether `on_step` is called behind this step."""
+        every = self.every_n_steps
+        return info.is_last or (every > 0 and info.state.step % every == 0)
 
     def on_end(self) -> None:
         """After the last step, or behind an error."""
@@ -91,12 +107,17 @@ class Trainer:
         self.hooks = hooks
 
     def fit(self) -> RunState:
-        """Train from the current state to the last step and return the state behind it."""
+        """Train from the current state to the last step, or until some rank wishes to stop.
+
+        Returns the state behind the last step taken.
+        """
         try:
             for hook in self.hooks:
                 hook.on_start(self.state)
             started, paused = time.perf_counter(), 0.0
             for step in range(self.state.step + 1, self.num_steps + 1):
+                for hook in self.hooks:
+                    hook.before_step()
                 batches = next(self.batches)
                 learning_rate = self.learning_rate(step)
                 result = self.engine.train_step(batches, learning_rate)
@@ -105,8 +126,10 @@ class Trainer:
                 waited = self.batches.wait_seconds
                 info = StepInfo(self.state, self.num_steps, learning_rate, result, seconds, waited)
                 for hook in self.hooks:
-                    if info.is_last or (hook.every_n_steps and step % hook.every_n_steps == 0):
+                    if hook.is_due(info):
                         paused += self._call(hook, info)
+                if info.is_stopped:
+                    break
         finally:
             for hook in self.hooks:
                 hook.on_end()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -188,8 +189,9 @@ def info_of(state_of):
     """`info_of(7, result)`: what a hook is told after step 7 of 10."""
     from training.trainer import StepInfo
 
-    def build(step, result=None, *, num_steps=10):
-        return StepInfo(state_of(step), num_steps, 0.1, result, 1.0, 0.0)
+    def build(step, result=None, *, num_steps=10, **changes):
+        result = result or SimpleNamespace(wants_stop=False)
+        return StepInfo(state_of(step, **changes), num_steps, 0.1, result, 1.0, 0.0)
 
     return build
 

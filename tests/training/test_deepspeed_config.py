@@ -152,7 +152,6 @@ def test_the_loss_scale_is_dynamic_and_ours():
         ("initial_loss_scale_power", -1),
         ("loss_scale_window", 0),
         ("bucket_elements", 0),
-        ("max_skips_in_a_row", -1),
         ("activation_checkpointing_every_n", 0),
         ("hpz_partition_size", 0),
     ],

@@ -145,7 +145,8 @@ def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(cli, write_config,
 def test_metrics_that_find_no_space_end_no_run(cli, write_config, run_dir, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    rest = '{"step": 0, "padding": "%s"}\n' % ("x" * 200_000)  # of an earlier start
+    row = {"step": 0, "loss": 1.0, "grad_norm": 1.0, "padding": "x" * 200_000}
+    rest = json.dumps(row) + "\n"  # of an earlier start
     (folder / "metrics.jsonl").write_text(rest)
     # The files of a checkpoint have less than 100 kB.
     answer = cli("training", write_config(), f"run_dir={folder}", file_bytes=190_000)
@@ -164,18 +165,65 @@ def test_a_diverged_run_ends_unless_told_otherwise(train, tmp_path, limit):
     answer = train(
         "optimizer.peak_learning_rate=1e30",
         "schedule.shape=constant",
-        f"engine.max_skips_in_a_row={limit}",
+        f"anomalies.max_in_a_row={limit}",
         "evaluation.every_steps=0",
     )
-    assert answer["stdout"].count("warning: step 2 is skipped: its gradient norm is not fi") == 1
+    assert answer["stdout"].count("warning: step 2: ") == 1
+    assert answer["stdout"].count("is not finite; the step is skipped; its samples: ") == 1
     skipped = [row["skipped_steps"] for row in rows(tmp_path / "run")]
     if limit:
-        assert_one_line(answer, "error: steps 2 to 4 were skipped: their gradient norms are not")
+        assert_one_line(
+            answer, "error: steps 2 to 4 were skipped, the last since its ", "not finite"
+        )
         assert skipped == [0, 1, 2, 3]
     else:
         assert answer["code"] == 0
         assert skipped == [0, 1, 2, 3, 4, 5]
         assert "  skipped 5" in answer["stdout"]
+
+
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_spikes_are_left_out_and_a_resumed_run_agrees(train, tmp_path, policy):
+    """Small deviations are spikes here, so that every run has some."""
+    whole, resumed = tmp_path / "run", tmp_path / "resumed"
+    settings = ["anomalies.sigmas=2.5", "anomalies.window_steps=8", f"anomalies.spike={policy}"]
+    settings += ["num_steps=40", "checkpoints.every_steps=5", "checkpoints.keep=0"]
+    settings += ["optimizer.peak_learning_rate=0.003", "evaluation.every_steps=0"]
+    answer = train(*settings)
+    assert answer["code"] == 0, answer
+    anomalies = rows(whole, "anomalies.jsonl")
+    spikes = [row for row in anomalies if row["policy"] == policy]
+    assert spikes == anomalies
+    assert any(key.startswith("train-") for row in spikes for key in row["samples"])
+    seen = [row["samples_seen"] for row in rows(whole)]
+    if policy == "skip":
+        assert seen == list(range(4, 164, 4))
+        assert rows(whole)[-1]["skipped_steps"] == len(spikes) >= 1
+    else:
+        assert sum(f"back to step {row['step']}, " in answer["stdout"] for row in spikes) >= 1
+        assert len(seen) == 40
+        assert not {row["samples_seen"] for row in spikes} & set(seen)  # never met again
+    first = min(row["step"] for row in spikes) // 5 * 5
+    shutil.copytree(whole, resumed)
+    for path in (resumed / "checkpoints").glob("step-*"):
+        if int(path.name.removeprefix("step-")) > max(first, 5):
+            shutil.rmtree(path)
+    answer = train(*settings, f"run_dir={resumed}")
+    assert f"resumed from {resumed}/checkpoints/step-{max(first, 5):08d}" in answer["stdout"]
+    assert rows(resumed) == rows(whole)
+    assert rows(resumed, "anomalies.jsonl") == anomalies
+
+
+def test_a_deadline_stops_with_a_checkpoint_and_the_same_command_goes_on(train, copy, run_dir):
+    for step in (4, 6):
+        shutil.rmtree(copy / f"checkpoints/step-0000000{step}")
+    for step in range(1, 7):
+        answer = train(f"run_dir={copy}", *["max_hours=1e-9"] * (step < 6))
+        assert answer["code"] == 0, answer
+        line = f"stopped by max_hours=1e-09 behind step {step}; the same command goes on\n"
+        assert (line in answer["stdout"]) == (step < 6)
+    assert rows(copy) == rows(run_dir)
+    assert rows(copy, "evaluation.jsonl") == rows(run_dir, "evaluation.jsonl")
 
 
 def damage_all(folder):

@@ -12,11 +12,13 @@ from training.trainer import Hook, Trainer
 @dataclass
 class Result:
     skipped: bool
+    wants_stop: bool = False
 
 
 class FakeEngine:
-    def __init__(self, events, *, skips=(), fails_at=None):
+    def __init__(self, events, *, skips=(), fails_at=None, stops_at=None):
         self.events, self.skips, self.fails_at = events, skips, fails_at
+        self.stops_at = stops_at
         self.step = 0
 
     def train_step(self, batches, learning_rate):
@@ -24,7 +26,7 @@ class FakeEngine:
         if batches == self.fails_at:
             raise RuntimeError("the device is gone")
         self.events.append(("train", batches, learning_rate))
-        return Result(self.step in self.skips)
+        return Result(self.step in self.skips, self.step == self.stops_at)
 
 
 class Batches:
@@ -148,6 +150,36 @@ def test_a_finished_run_takes_no_step(fit):
     events = []
     assert fit([Noting("a", events)], first=3, engine=FakeEngine(events)) == state_of(3)
     assert events == [("a start", 3), ("a end",)]
+
+
+def test_a_run_that_is_told_to_stop_ends_behind_the_step(fit):
+    class Last(Noting):
+        def is_due(self, info):
+            return super().is_due(info) or info.is_stopped
+
+    events = []
+    hooks = [Noting("a", events, every=2), Last("b", events, every=0)]
+    assert fit(hooks, num_steps=9, engine=FakeEngine(events, stops_at=3)) == state_of(3)
+    assert [event for event in events if event[0] in "ab"] == [("a", 2), ("b", 3)]
+    assert events[-2:] == [("a end",), ("b end",)]
+    (info,) = hooks[1].infos
+    assert (info.is_stopped, info.is_last) == (True, False)
+
+
+def test_a_wish_to_stop_at_the_last_step_is_fulfilled_anyway(fit):
+    hook = Noting("a", [])
+    assert fit([hook], num_steps=3, engine=FakeEngine([], stops_at=3)) == state_of(3)
+    assert not hook.infos[-1].is_stopped
+
+
+def test_hooks_are_told_before_each_step(fit):
+    class Before(Hook):
+        def before_step(self):
+            events.append("before")
+
+    events = []
+    fit([Before()], num_steps=2, engine=FakeEngine(events))
+    assert events == ["before", ("train", 1, 0.1), "before", ("train", 2, 0.2)]
 
 
 def test_skipped_steps_are_counted(fit):

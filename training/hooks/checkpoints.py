@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class CheckpointHook(Hook):
-    """A checkpoint after every n-th step and after the last."""
+    """A checkpoint after every n-th step, after the last, and where the run stops before it."""
 
     def __init__(
         self,
@@ -41,14 +41,18 @@ class CheckpointHook(Hook):
         self.started = self.waited = 0.0
         """When it was taken, and how long training has waited for it; seconds."""
 
+    def is_due(self, info: StepInfo) -> bool:
+        """Also behind a step with which the run stops."""
+        return super().is_due(info) or info.is_stopped
+
     def on_step(self, info: StepInfo) -> None:
         """Take a checkpoint of the state behind this step; publish the one that is written.
 
         Raises:
-            OSError: no space for the last one.
+            OSError: no space for the last one of this process.
         """
         step, every = info.state.step, self.settings.every_steps
-        ends = info.is_last
+        ends = info.is_last or info.is_stopped
         is_due = ends or (every > 0 and step % every == 0)
         if self.saving and (is_due or self._is_written(self.saving)):
             self.publish(step if is_due else self._following(info))

@@ -73,7 +73,7 @@ class MetricsHook(Hook):
         if not distributed.is_rank_zero():
             return
         self.unread.append(info)
-        if info.state.step % self.report_every == 0 or info.is_last:
+        if info.state.step % self.report_every == 0 or info.is_last or info.is_stopped:
             self._read()
             self._report(info)
 

@@ -23,6 +23,7 @@ class Result:
     grad_norm: torch.Tensor | float
     skipped: bool
     loss_scale: float
+    wants_stop: bool = False
 
 
 @pytest.fixture

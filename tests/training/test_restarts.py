@@ -1,0 +1,29 @@
+"""The launcher's words are told apart from the ranks'; its runs are in tests/integration."""
+
+import pytest
+
+from training import restarts
+
+
+def test_what_is_the_launchers_and_what_is_for_ranks():
+    words = ["--nproc-per-node", "2", "a.yaml", "--restarts=3", "num_steps=4", "--dry-run"]
+    assert restarts.is_wanted(words)
+    options, rest = restarts.split(words)
+    assert (options.restarts, options.nproc_per_node, options.nnodes) == (3, "2", "1")
+    assert rest == ["a.yaml", "num_steps=4", "--dry-run"]
+    assert not restarts.is_wanted(["a.yaml", "num_steps=4"])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--restarts", "-1"], "--restarts must be 0 or more, found -1"),
+        (["--restarts", "many"], "invalid int value: 'many'"),
+        (["--restarts", "1", "--nnodes", "1:2"], "--nnodes above 1 needs --rdzv-endpoint HOST"),
+    ],
+)
+def test_mistakes(words, told, capsys):
+    with pytest.raises(SystemExit) as end:
+        restarts.split(words)
+    assert end.value.code == 2
+    assert told in capsys.readouterr().err
