@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -85,8 +87,17 @@ class Run:
 
     def start(self, launcher):
         programs = {
-            "torchrun": ["torchrun", "--standalone", "--nproc_per_node", "2", "-m"],
-            "deepspeed": ["deepspeed", "--num_gpus", "2", "--master_port", "29713", "--module"],
+            "restarts": ["python", "-m", "training", "--restarts=99", "--nproc-per-node=2"],
+            "torchrun": ["torchrun", "--standalone", "--nproc_per_node", "2", "-m", "training"],
+            "deepspeed": [
+                "deepspeed",
+                "--num_gpus",
+                "2",
+                "--master_port",
+                "29713",
+                "--module",
+                "training",
+            ],
         }
         program, *words = programs[launcher]
         launcher_variables = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -94,7 +105,7 @@ class Run:
         bin_dir = Path(sys.executable).parent
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [bin_dir / program, *words, "training", self.config],
+                [bin_dir / program, *words, self.config],
                 env=kept
                 | {
                     "DS_ACCELERATOR": "cpu",
@@ -108,6 +119,10 @@ class Run:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def ranks(self):
+        """Process ids of ranks that are alive, in their order."""
+        return [pid for pid in descendants(self.process.pid) if is_rank(pid)]
 
     def finish(self, launcher):
         self.start(launcher)
@@ -126,6 +141,36 @@ class Run:
             if condition():
                 return self.kill()
             self.signal(signal.SIGCONT)
+
+    def wait_for_moment(self, moment, generator):
+        """The start of ranks, some steps further than now, or the middle of a checkpoint."""
+        until = time.monotonic() + 300
+        passed = lambda: time.monotonic() > until or self.process.poll() is not None  # noqa: E731
+        while len(self.ranks()) < 2 and not passed():
+            time.sleep(0.01)
+        if moment == "start":
+            time.sleep(generator.uniform(0, 15))
+            return
+        goal = self.last_checkpoint() + generator.choice([4, 8])
+        while self.last_checkpoint() < goal and not passed():
+            time.sleep(0.001)
+        temporary = self.dir / "checkpoints"
+        while moment == "checkpoint" and not any(temporary.glob(".tmp-*/*")) and not passed():
+            time.sleep(0.0001)
+        time.sleep(generator.uniform(0, 0.02))
+
+    def strike(self, victim):
+        """SIGKILL for ranks or the launcher; whether there was one to kill."""
+        ranks = self.ranks() if self.process.poll() is None else []
+        if len(ranks) < 2:
+            return False
+        chosen = {"rank 0": ranks[:1], "rank 1": ranks[1:], "both": ranks}
+        for pid in chosen.get(victim, [self.process.pid]):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if victim == "launcher":
+            self.process.wait()
+        return True
 
     def signal(self, number):
         for pid in [self.process.pid, *descendants(self.process.pid)]:
@@ -156,8 +201,9 @@ class Run:
 def descendants(pid):
     """All processes below one, by Linux' table of children."""
     children = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        children += map(int, (task / "children").read_text().split())
+    with suppress(FileNotFoundError, ProcessLookupError):  # processes and threads come and go
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += map(int, (task / "children").read_text().split())
     return children + [below for child in children for below in descendants(child)]
 
 
@@ -244,7 +290,7 @@ def test_ranks_die_with_their_launcher_and_a_run_folder_has_one_writer(tmp_path,
     second.log = tmp_path / "second.log"
     run.start("torchrun")
     run.wait_until(lambda: run.last_checkpoint() > 0)
-    ranks = [pid for pid in descendants(run.process.pid) if is_rank(pid)]
+    ranks = run.ranks()
     assert len(ranks) == 2
     run.signal(signal.SIGSTOP)  # alive, and holding the folder
     second.start("deepspeed")
@@ -267,7 +313,8 @@ def is_rank(pid):
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return state != "Z" and b"torchrun" not in command and b"training" in command
+    launchers = (b"torchrun", b"deepspeed", b"--restarts")
+    return state != "Z" and b"training" in command and not any(w in command for w in launchers)
 
 
 def test_a_damaged_checkpoint_of_zero_3_is_passed_over(unbroken, tmp_path, dataset_dir):
@@ -284,3 +331,67 @@ def test_a_damaged_checkpoint_of_zero_3_is_passed_over(unbroken, tmp_path, datas
     assert f"{newest}: damaged, passed over: deepspeed/{weights.name} has " in log
     assert f"resumed from {before}: step " in log
     assert_same_run(run, unbroken(3))
+
+
+def test_killed_told_to_stop_and_restarted(unbroken, tmp_path, dataset_dir):
+    """One rank is killed below each of two launchers, and a third is told to stop."""
+    run = Run(tmp_path, dataset_dir, 2)
+    run.start("deepspeed")
+    run.wait_until(lambda: run.last_checkpoint() > 0)
+    os.kill(run.ranks()[1], signal.SIGKILL)
+    assert run.process.wait(timeout=60) != 0
+    assert "rank 0: ends, since rank 1 is gone: it was killed" in run.log.read_text()
+
+    run.start("restarts")
+    run.wait_until(lambda: "resumed from" in run.log.read_text())
+    run.process.send_signal(signal.SIGUSR1)
+    assert run.process.wait(timeout=60) == 0, run.log.read_text()
+    stopped = run.last_checkpoint()
+    told = f"stopped by SIGUSR1 behind step {stopped}; the same command goes on\n"
+    assert told in run.log.read_text()
+    assert stopped < run.num_steps
+
+    run.start("restarts")
+    run.wait_until(lambda: run.last_checkpoint() > stopped)
+    os.kill(run.ranks()[0], signal.SIGKILL)
+    assert run.process.wait(timeout=240) == 0, run.log.read_text()
+    log = run.log.read_text()
+    assert "rank 1: ends, since rank 0 is gone: it was killed" in log
+    assert log.count("resumed from ") == 3
+    assert "Traceback" not in log
+    assert_same_run(run, unbroken(2))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(4 * 3600)
+def test_fifty_kills(tmp_path, dataset_dir, monkeypatch):
+    """Of a rank, both, or the launcher: while they start, in steps and in checkpoints, at random.
+
+    The run ends as the unbroken one, in every bit.
+    """
+    monkeypatch.setitem(NUM_STEPS, 2, 600)
+    whole = Run(make(tmp_path / "whole"), dataset_dir, 2)
+    whole.finish("restarts")
+    seed = int(os.environ.get("MILLRACE_SOAK_SEED", random.randrange(10**6)))
+    print("seed", seed)
+    generator = random.Random(seed)
+    run = Run(make(tmp_path / "killed"), dataset_dir, 2)
+    run.start("restarts")
+    kills = Counter()
+    while kills.total() < 50:
+        moment = generator.choice(["start", "step", "step", "checkpoint"])
+        victim = generator.choice(["rank 0", "rank 1", "both", "launcher"])
+        run.wait_for_moment(moment, generator)
+        if run.strike(victim):
+            kills[f"{victim} in a {moment}"] += 1
+        if run.process.poll() is not None:
+            assert run.last_checkpoint() < run.num_steps, "it ended too early"
+            run.start("restarts")
+    assert run.process.wait(timeout=1200) == 0, run.log.read_text()
+    print(dict(kills), "resumed", run.log.read_text().count("resumed from "))
+    assert_same_run(run, whole)
+
+
+def make(folder):
+    folder.mkdir()
+    return folder
