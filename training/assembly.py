@@ -1,5 +1,6 @@
 """Builds the parts of a run from its config: where models, tasks, data and the engine meet."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,9 +26,12 @@ from training.hooks.checkpoints import CheckpointHook
 from training.hooks.damage import DamageHook
 from training.hooks.divergence import DivergenceHook
 from training.hooks.evaluation import EvaluationHook
+from training.hooks.memory import MemoryHook
 from training.hooks.metrics import MetricsHook
 from training.initial_weights import take_initial_weights
 from training.kinds import kind_of
+from training.memory.prediction import predict
+from training.memory.zero import Ranks
 from training.objective import Objective, count_parameters
 from training.optimizer import build_optimizer
 from training.run_dataset import DatasetFacts, keep_facts, read_facts
@@ -193,6 +197,7 @@ def _build_hooks(
     )
     hooks: list[Hook] = [
         metrics,
+        _build_memory(config, run, engine, events),
         DivergenceHook(max_skips_in_a_row=config.engine.max_skips_in_a_row),
         DamageHook(
             run.dir,
@@ -215,6 +220,16 @@ def _build_hooks(
         )
     )
     return hooks
+
+
+def _build_memory(
+    config: TrainingConfig, run: Run, engine: Engine, events: EventFile | None
+) -> MemoryHook:
+    """With a prediction, where there is a formula for the model and the task."""
+    prediction = None
+    with contextlib.suppress(ValueError):
+        prediction = predict(config, Ranks(distributed.world_size(), engine.device.type))
+    return MemoryHook(run.dir, events, prediction, device=engine.device)
 
 
 def _build_evaluations(

@@ -47,7 +47,7 @@ class Encoder:
         *,
         num_images: int,
         num_seen: int = 0,
-        is_checkpointed: Callable[[int], bool],
+        keeping: Callable[[int], str],
     ) -> Value:
         """Features; `num_seen` patches of each image, or all."""
         config = self.config
@@ -62,9 +62,7 @@ class Encoder:
         if config.dropout:
             x = dropout(tape, x)
         sequences = Sequences(num_images, num_positions)
-        x = run_blocks(
-            tape, x, self.blocks, sequences, name="block", is_checkpointed=is_checkpointed
-        )
+        x = run_blocks(tape, x, self.blocks, sequences, name="block", keeping=keeping)
         tape.enter("encoder norm")
         return norm(tape, x, self.norm, self.blocks[0].shape)
 
@@ -81,8 +79,7 @@ class Encoder:
         del patches
         if self.table is None:
             waves = tape.book(self.num_patches * self.config.d_model * x.width)
-            x = add(tape, x, Value(waves, x.numel, x.width, None))
-            return x
+            return add(tape, x, Value(waves, x.numel, x.width, None))
         numbers = tape.leaf(8 * self.table.numel // self.config.d_model)
         positions = embedding(tape, numbers, self.table, numel=self.table.numel)
         return add(tape, x, positions)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from training.memory.ledger import Buffer
 from training.memory.operations import (
+    FP32,
     LinearWeights,
     activation,
     add,
@@ -17,9 +18,6 @@ from training.memory.operations import (
     scale,
 )
 from training.memory.tape import Tape, Value, Weight
-
-FP32 = 4
-"""Bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +138,7 @@ def attend(
     size = heads.numel * width
     # The gradients of queries, keys and values come together twice: once heads first, once tokens.
     for _ in range(2):
-        heads = tape.record(
-            (heads,), Value(values, heads.numel, width, None), gradients=(size,)
-        )
+        heads = tape.record((heads,), Value(values, heads.numel, width, None), gradients=(size,))
     num_turned = num_tokens * (shape.num_attended + shape.num_shared)
     if head_norms:
         weights = (*head_norms[0], *head_norms[1])
@@ -154,9 +150,9 @@ def attend(
     masked = [_mask(tape, sequences, width)] if sequences.mask is not None else []
     if shape.attention_dropout and tape.device == "cpu":
         return _attend_without_kernel(tape, heads, shape, sequences, [*kept, *masked])
-    sums = tape.book(FP32 * num_tokens * shape.num_heads)
+    sums = tape.book_product(FP32 * num_tokens * shape.num_heads)
     output = Value(
-        tape.book(num_tokens * shape.num_attended * width),
+        tape.book_product(num_tokens * shape.num_attended * width),
         num_tokens * shape.num_attended,
         width,
         None,
@@ -258,14 +254,15 @@ def run_blocks(
     sequences: Sequences,
     *,
     name: str,
-    is_checkpointed: Callable[[int], bool],
+    keeping: Callable[[int], str],
 ) -> Value:
-    """One block after another, those kept whole or computed again that the mode says."""
+    """One block after another; `keeping` says what is kept of each, as activation checkpointing."""
     for number, block in enumerate(blocks):
         tape.enter(f"{name} {number + 1}")
 
         def compute(value: Value, block: Block = block) -> Value:
             return block.forward(tape, value, sequences)
 
-        x = tape.checkpoint(compute, x) if is_checkpointed(number) else compute(x)
+        mode = keeping(number)
+        x = compute(x) if mode == "none" else tape.checkpoint(compute, x, mode)
     return x

@@ -35,7 +35,8 @@ def linear(tape: Tape, x: Value, weights: LinearWeights, *, num_in: int) -> Valu
     x = cast(tape, x, tape.width)
     if tape.autocast and tape.width < 4:
         _cast_weight(tape, weights.weight)
-    output = _new(tape, x.numel // num_in * weights.num_out, tape.width)
+    numel = x.numel // num_in * weights.num_out
+    output = Value(tape.book_product(numel * tape.width), numel, tape.width, None)
     own = [(weights.weight, tape.width)] + ([(weights.bias, tape.width)] if weights.bias else [])
     saved = (x.buffer,) if weights.weight.cast is None else (x.buffer, weights.weight.cast)
     return tape.record(
@@ -74,12 +75,12 @@ def rms_norm(tape: Tape, x: Value, weights: tuple[Weight, ...], *, width: int) -
         return tape.record((x,), output, saved=saved, weights=own, gradients=gradient)
     exact = x.buffer if x.width == 4 else tape.book(4 * x.numel)
     normed = tape.book(4 * x.numel)
-    output = tape.book(4 * x.numel)
+    result = tape.book(4 * x.numel)
     if x.width < 4:
-        output = tape.book(x.width * x.numel)
+        result = tape.book(x.width * x.numel)
     return tape.record(
         (x,),
-        Value(output, x.numel, x.width, None),
+        Value(result, x.numel, x.width, None),
         saved=(exact, deviation, normed),
         weights=_with_width(tape, weights),
         gradients=gradient,

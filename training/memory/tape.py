@@ -5,6 +5,7 @@ follow PyTorch; `training/memory/operations.py` has the operations. The highest 
 itself, wherever in the pass it lies.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from training.memory.ledger import Buffer, Ledger
 
 ACTIVATIONS = "activations"
 GRADIENTS = "gradients"
+LOGITS = "logits"
 
 
 class Weight:
@@ -62,7 +64,9 @@ class Segment:
 
     again: Callable[[], None]
     nodes: list[Node]
-    num_saved: int
+    products: list[Buffer] | None
+    """Results of matrix products and attention, where they are kept."""
+    num_saved: int = 0
     is_there: bool = False
 
 
@@ -97,17 +101,29 @@ class Tape:
         self.nodes: list[Node] = []
         self.kept: list[Buffer] = []
         self.casts: list[Weight] = []
+        self.host_bytes = 0
+        """What waits in the memory of the host."""
         self._recorded: Segment | None = None
-        self._left_to_save: int | None = None
+        self._repeated: Segment | None = None
+        self._left_to_save = 0
 
     def enter(self, where: str, *, kind: str = ACTIVATIONS) -> None:
         """What comes now belongs to `where`, a part of the model, and is of this kind."""
         self.where, self.kind = where, kind
-        self.ledger.moment = f"forward of {where}"
+        self.ledger.go_to(_phase(where, "forward"), f"forward of {where}")
 
     def book(self, num_bytes: float) -> Buffer:
         """A buffer of the current kind."""
         return self.ledger.book(self.kind, num_bytes)
+
+    def book_product(self, num_bytes: float) -> Buffer:
+        """The result of a matrix product or of attention, which `selective` keeps."""
+        if self._repeated is not None and self._repeated.products:
+            return self._repeated.products.pop(0)
+        product = self.book(num_bytes)
+        if self._recorded is not None and self._recorded.products is not None:
+            self._recorded.products.append(product)
+        return product
 
     def leaf(self, num_bytes: float) -> Value:
         """An input without a gradient."""
@@ -125,7 +141,7 @@ class Tape:
     ) -> Value:
         """Put an operation on the tape; the output knows it from then on."""
         for weight, _ in weights:
-            weight.uses += self._left_to_save is None
+            weight.uses += self._repeated is None
         kept = list(saved)
         node = Node(
             tuple(one.node for one in inputs), kept, weights, gradients, workspace, self.where
@@ -136,26 +152,29 @@ class Tape:
             self._recorded.nodes.append(node)
         self.nodes.append(node)
         output.node = node
-        if self._left_to_save is not None:
+        if self._repeated is not None:
             self._left_to_save -= len(saved)
             if self._left_to_save <= 0:
                 raise StopRecomputationError
         return output
 
-    def checkpoint(self, compute: Callable[[Value], Value], x: Value) -> Value:
+    def checkpoint(self, compute: Callable[[Value], Value], x: Value, mode: str = "full") -> Value:
         """Run `compute` keeping its input alone; the rest is computed again in the backward pass.
 
-        Inside what is itself computed again, it is recorded as any other operation.
+        `selective` also keeps the results of matrix products and attention, `offload` brings the
+        input to the host. Inside what is itself computed again, it is as any other operation.
         """
-        if self._recorded is not None or self._left_to_save is not None:
+        if self._recorded is not None or self._repeated is not None:
             return compute(x)
-        where, kind = self.where, self.kind
+        where, kind, numel, width = self.where, self.kind, x.numel, x.width
+        kept = None if mode == "offload" else x.buffer
+        self.host_bytes += numel * width * (mode == "offload")
 
         def again() -> None:
             self.where, self.kind = where, kind
-            compute(Value(x.buffer, x.numel, x.width, None))
+            compute(Value(kept or self.book(numel * width), numel, width, None))
 
-        segment = self._recorded = Segment(again, [], 0)
+        self._recorded = Segment(again, [], [] if mode == "selective" else None)
         output = compute(x)
         self._recorded = None
         return output
@@ -179,16 +198,15 @@ class Tape:
                 self._run(node)
 
     def _compute_again(self, segment: Segment) -> None:
-        self.ledger.moment = f"recomputation of {segment.nodes[0].where}"
+        where = segment.nodes[0].where
+        self.ledger.go_to(_phase(where, "backward"), f"recomputation of {where}")
         segment.is_there = True
         nodes, self.nodes = self.nodes, []
-        self._left_to_save = segment.num_saved
-        try:
+        self._repeated, self._left_to_save = segment, segment.num_saved
+        with contextlib.suppress(StopRecomputationError):
             segment.again()
-        except StopRecomputationError:
-            pass
         self.end_forward()
-        self._left_to_save = None
+        self._repeated = None
         for node, fresh in zip(segment.nodes, self.nodes, strict=False):
             node.saved = fresh.saved
         segment.nodes = []
@@ -196,13 +214,13 @@ class Tape:
 
     def _run(self, node: Node) -> None:
         """The backward pass of one operation: all it makes is there at once."""
-        self.ledger.moment = f"backward of {node.where}"
+        self.ledger.go_to(_phase(node.where, "backward"), f"backward of {node.where}")
         arrived, node.gradient = node.gradient, None
         assert arrived is not None
-        kind = arrived.kind
+        kind = LOGITS if node.where == "loss" else ACTIVATIONS
         workspace = self.ledger.book(kind, node.workspace)
         made = [
-            (parent, self.ledger.book(ACTIVATIONS, size) if size else arrived)
+            (parent, self.ledger.book(kind, size) if size else arrived)
             for parent, size in zip(node.parents, node.gradients, strict=True)
             if parent is not None
         ]
@@ -235,3 +253,6 @@ class Tape:
         del weight
         self.kept.append(gradient)
 
+
+def _phase(where: str, direction: str) -> str:
+    return "loss" if where == "loss" else direction

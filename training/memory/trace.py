@@ -21,7 +21,7 @@ from training.objective import MicroBatch, Objective
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class StorageTracker(MemTracker):
+class StorageTracker(MemTracker):  # type: ignore[no-untyped-call]
     """Counts storages alive; numbers of each module, which take most of its time, are left out."""
 
     def _pre_fw_hook(self, module: Any, inputs: Any) -> None: ...
@@ -45,8 +45,13 @@ def trace_forward_backward(config: TrainingConfig) -> int:
     with _quiet(), FakeTensorMode():
         with _default_dtype(torch.float32 if autocast else dtype):
             model = config.model.module.Model(config.model.config)
-        apply_activation_checkpointing(model.blocks, config.engine.activation_checkpointing)
-        objective, batch = Objective(model, _build_task(config)), _fake_batch(config)
+        engine = config.engine
+        apply_activation_checkpointing(
+            model.blocks,
+            engine.activation_checkpointing,
+            every_n=engine.activation_checkpointing_every_n,
+        )
+        objective, batch = Objective(model, build_bare_task(config)), zero_batch(config)
         tracker = StorageTracker()
         tracker.track_external(objective, *batch.values())
         with tracker:
@@ -56,7 +61,7 @@ def trace_forward_backward(config: TrainingConfig) -> int:
     return tracker.peak_bytes()
 
 
-def _build_task(config: TrainingConfig) -> Any:
+def build_bare_task(config: TrainingConfig) -> Any:
     """The task without a dataset."""
     build, model = config.task.module.Task, config.model.config
     if config.task.module.KIND == "text":
@@ -65,8 +70,8 @@ def _build_task(config: TrainingConfig) -> Any:
     return build(config.task.config, config.augment, classes=classes, model=model)  # type: ignore[attr-defined]
 
 
-def _fake_batch(config: Any) -> MicroBatch:
-    """A micro batch of zeros, in the shapes of the task's collate."""
+def zero_batch(config: Any) -> MicroBatch:
+    """A micro batch of zeros, with the shapes of the task's collate."""
     size, model = config.batch.micro_batch_size, config.model.config
     if config.task.module.KIND == "text":
         names = ["tokens", "targets"]

@@ -57,7 +57,7 @@ class Model:
         pixels: Value,
         *,
         num_images: int,
-        is_checkpointed: Callable[[int], bool],
+        keeping: Callable[[int], str],
     ) -> Value:
         """Predicted pixels of all patches."""
         config = self.config
@@ -67,7 +67,7 @@ class Model:
             pixels,
             num_images=num_images,
             num_seen=config.num_visible(num_patches),
-            is_checkpointed=is_checkpointed,
+            keeping=keeping,
         )
         tape.enter("decoder embedding")
         x = self._place(tape, features, num_images * num_patches * width)
@@ -81,7 +81,7 @@ class Model:
             self.blocks,
             sequences,
             name="decoder block",
-            is_checkpointed=lambda number: is_checkpointed(num_before + number),
+            keeping=lambda number: keeping(num_before + number),
         )
         tape.enter("prediction")
         x = norm(tape, x, self.norm, self.blocks[0].shape)

@@ -46,7 +46,7 @@ class Model:
         num_rows: int,
         num_positions: int,
         masked: bool,
-        is_checkpointed: Callable[[int], bool],
+        keeping: Callable[[int], str],
     ) -> Value:
         """In front of the head."""
         numel = num_rows * num_positions * self.config.d_model
@@ -56,7 +56,9 @@ class Model:
         if self.table is not None:
             rows = num_positions * (num_rows if masked else 1)
             positions = tape.leaf(8 * rows)
-            x = add(tape, x, embedding(tape, positions, self.table, numel=rows * self.config.d_model))
+            x = add(
+                tape, x, embedding(tape, positions, self.table, numel=rows * self.config.d_model)
+            )
         elif self.config.positions == "rotary":
             rows = num_rows if masked else 1
             rotation = tape.leaf(4 * rows * num_positions * self.config.head_dim)
@@ -67,9 +69,7 @@ class Model:
         if self.config.dropout:
             x = dropout(tape, x)
         sequences = Sequences(num_rows, num_positions, rotation, mask)
-        x = run_blocks(
-            tape, x, self.blocks, sequences, name="block", is_checkpointed=is_checkpointed
-        )
+        x = run_blocks(tape, x, self.blocks, sequences, name="block", keeping=keeping)
         del sequences, mask
         tape.enter("final norm")
         return norm(tape, x, self.norm, self.shape)

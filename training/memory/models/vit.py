@@ -27,12 +27,10 @@ class Model:
         pixels: Value,
         *,
         num_images: int,
-        is_checkpointed: Callable[[int], bool],
+        keeping: Callable[[int], str],
     ) -> Value:
         """Of the classes."""
-        features = self.encoder.forward(
-            tape, pixels, num_images=num_images, is_checkpointed=is_checkpointed
-        )
+        features = self.encoder.forward(tape, pixels, num_images=num_images, keeping=keeping)
         tape.enter("head")
         numel = num_images * self.config.d_model
         size = features.numel * features.width

@@ -3,27 +3,24 @@
 from collections.abc import Callable
 from typing import Any
 
-from training.memory.layers import FP32
-from training.memory.operations import cast
-from training.memory.tape import ACTIVATIONS, Tape, Value
-
-LOGITS = "logits"
+from training.memory.operations import FP32, cast
+from training.memory.tape import ACTIVATIONS, LOGITS, Tape, Value
 
 
 def batch_bytes(config: Any) -> int:
     """Tokens and targets, and with masks positions and documents, 8 bytes each."""
-    num_tokens = config.batch.micro_batch_size * config.data.sequence_length
+    num_tokens: int = config.batch.micro_batch_size * config.data.sequence_length
     return 8 * num_tokens * (4 if config.task.config.mask_documents else 2)
 
 
-def loss(tape: Tape, model: Any, config: Any, *, is_checkpointed: Callable[[int], bool]) -> Value:
+def loss(tape: Tape, model: Any, config: Any, *, keeping: Callable[[int], str]) -> Value:
     """The loss of one micro batch of a training config."""
     features = model.features(
         tape,
         num_rows=config.batch.micro_batch_size,
         num_positions=config.data.sequence_length,
         masked=config.task.config.mask_documents,
-        is_checkpointed=is_checkpointed,
+        keeping=keeping,
     )
     return _chunked(tape, model, features, config.task.config.chunk_tokens)
 
@@ -51,7 +48,7 @@ def _chunked(tape: Tape, model: Any, features: Value, chunk_tokens: int) -> Valu
 
 
 def cross_entropy(tape: Tape, logits: Value) -> Value:
-    """Keeps the logarithms of softmax in fp32; its gradient makes two more tensors of their size."""
+    """Keeps logarithms of softmax in fp32; its gradient makes two more tensors of their size."""
     logits = cast(tape, logits, FP32)
     size = FP32 * logits.numel
     softmax = Value(tape.book(size), logits.numel, FP32, None)

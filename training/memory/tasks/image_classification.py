@@ -4,26 +4,26 @@ from collections.abc import Callable
 from typing import Any
 
 from training.layers.patches import CHANNELS
-from training.memory.layers import FP32
-from training.memory.operations import cast
-from training.memory.tape import Tape, Value
-from training.memory.tasks.causal_lm import LOGITS, cross_entropy
+from training.memory.operations import FP32, cast
+from training.memory.tape import LOGITS, Tape, Value
+from training.memory.tasks.causal_lm import cross_entropy
 
 
 def batch_bytes(config: Any) -> int:
     """8-bit pixels, and for each image its class, weight and, where they mix, share and box."""
-    of_image = 12 + 20 * config.augment.mixes
-    return num_pixels(config) + of_image * config.batch.micro_batch_size
+    of_image: int = 12 + 20 * config.augment.mixes
+    size: int = config.batch.micro_batch_size
+    return num_pixels(config) + of_image * size
 
 
-def loss(tape: Tape, model: Any, config: Any, *, is_checkpointed: Callable[[int], bool]) -> Value:
+def loss(tape: Tape, model: Any, config: Any, *, keeping: Callable[[int], str]) -> Value:
     """The loss of one micro batch of a training config."""
     pixels = normalised_pixels(tape, config)
     if config.augment.mixes:  # the two parts and their neighbours, then the sum
         tape.ledger.visit(tape.kind, 3 * FP32 * pixels.numel)
         pixels = Value(tape.book(FP32 * pixels.numel), pixels.numel, FP32, None)
     num_images = config.batch.micro_batch_size
-    logits = model.logits(tape, pixels, num_images=num_images, is_checkpointed=is_checkpointed)
+    logits = model.logits(tape, pixels, num_images=num_images, keeping=keeping)
     del pixels
     tape.enter("loss", kind=LOGITS)
     return cross_entropy(tape, cast(tape, logits, FP32))

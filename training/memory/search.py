@@ -1,0 +1,142 @@
+"""The fastest plans that fit: candidates in the order of their estimated speed, until enough do."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from training.config import TrainingConfig
+from training.memory.cost import Cost, estimate
+from training.memory.forward_backward import build_model
+from training.memory.machine import GIB, Machine
+from training.memory.prediction import Prediction, predict
+
+CHUNKS = (512, 2048, 8192)
+"""Tokens whose logits exist at once, beside what the config says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A config that trains the same, batch by batch, with its cost and its memory."""
+
+    config: TrainingConfig
+    accumulation: int
+    cost: Cost
+    prediction: Prediction
+    useful_flops_share: float
+    """Of the device's peak, by the estimate: MFU."""
+
+
+def search(config: TrainingConfig, machine: Machine, *, num_plans: int = 8) -> list[Plan]:
+    """The fastest plans that fit the machine, fastest first; empty if none does.
+
+    Raises:
+        ValueError: no micro batch divides the global batch over the ranks.
+    """
+    found: dict[Any, Plan] = {}
+    too_large: dict[tuple[Any, ...], int] = {}
+    for cost, accumulation, candidate in _by_speed(config, machine):
+        others, size = _without_size(candidate), candidate.batch.micro_batch_size
+        is_slower = candidate.engine in found  # as one with another micro batch or chunk
+        if is_slower or size >= too_large.get(others, size + 1):
+            continue
+        prediction = predict(candidate, machine.ranks)
+        if fits(prediction, machine):
+            found[candidate.engine] = _plan(candidate, machine, accumulation, cost, prediction)
+        else:
+            too_large[others] = size
+        if len(found) == num_plans:
+            break
+    return list(found.values())
+
+
+def smallest(config: TrainingConfig, machine: Machine) -> Plan:
+    """Of all candidates with a micro batch of one sample, the one that needs least of a device.
+
+    Raises:
+        ValueError: no micro batch divides the global batch over the ranks.
+    """
+    plans = [
+        _plan(candidate, machine, accumulation, cost, predict(candidate, machine.ranks))
+        for cost, accumulation, candidate in _by_speed(config, machine)
+        if candidate.batch.micro_batch_size == 1
+        and candidate.engine.activation_checkpointing in ("full", "offload")
+    ]
+    return min(plans, key=lambda plan: plan.prediction.peak.num_bytes)
+
+
+def fits(prediction: Prediction, machine: Machine) -> bool:
+    """Into the device, and what is offloaded into its share of the host."""
+    on_host = prediction.host_bytes <= machine.host_memory_gib * GIB
+    return prediction.peak.num_bytes <= machine.usable_bytes and on_host
+
+
+def _plan(
+    config: TrainingConfig,
+    machine: Machine,
+    accumulation: int,
+    cost: Cost,
+    prediction: Prediction,
+) -> Plan:
+    share = cost.useful_flops / cost.seconds / machine.peak_flops
+    return Plan(config, accumulation, cost, prediction, share)
+
+
+def _by_speed(config: TrainingConfig, machine: Machine) -> list[tuple[Cost, int, TrainingConfig]]:
+    model = build_model(config)
+    of_rank = config.batch.global_batch_size // machine.num_gpus
+    if config.batch.global_batch_size % machine.num_gpus:
+        raise ValueError(
+            f"batch.global_batch_size={config.batch.global_batch_size} cannot be shared by "
+            f"{machine.num_gpus} ranks; use a multiple of {machine.num_gpus}"
+        )
+    candidates = []
+    for candidate in _candidates(config, machine, of_rank):
+        accumulation = of_rank // candidate.batch.micro_batch_size
+        cost = estimate(candidate, machine, model, accumulation=accumulation)
+        candidates.append((cost, accumulation, candidate))
+    return sorted(candidates, key=lambda each: each[0].seconds)
+
+
+def _candidates(config: TrainingConfig, machine: Machine, of_rank: int) -> Iterator[TrainingConfig]:
+    """All that trains the same: ZeRO stage, micro batch, checkpointing, offload, chunks."""
+    sizes = [size for size in range(1, of_rank + 1) if of_rank % size == 0]
+    modes = ("none", "every_n", "selective", "full", "offload")
+    for stage, mode, offload, size in itertools.product(
+        (1, 2, 3), modes, _offloads(config.engine), sizes
+    ):
+        changes: dict[str, Any] = {"zero_stage": stage, "activation_checkpointing": mode, **offload}
+        try:
+            engine = replace(config.engine, **changes)
+        except ValueError:  # does not go together
+            continue
+        batch = replace(config.batch, micro_batch_size=size)
+        for task in _tasks(config, size):
+            yield replace(config, engine=engine, batch=batch, task=task)
+
+
+def _offloads(engine: Any) -> list[dict[str, str]]:
+    """Nothing, the optimizer, or weights too, as far as the engine knows of it."""
+    if not hasattr(engine, "offload_optimizer"):
+        return [{}]
+    nothing = {"offload_optimizer": "none", "offload_parameters": "none", "nvme_dir": ""}
+    optimizer = {**nothing, "offload_optimizer": "cpu"}
+    return [nothing, optimizer, {**optimizer, "offload_parameters": "cpu"}]
+
+
+def _tasks(config: TrainingConfig, micro_batch_size: int) -> list[Any]:
+    """The task, with chunks of the loss that make a difference to a micro batch of this size."""
+    task = config.task
+    own = getattr(task.config, "chunk_tokens", None)
+    if own is None:
+        return [task]
+    tokens = micro_batch_size * config.data.sequence_length  # type: ignore[attr-defined]
+    sizes = {min(size, tokens) for size in (own, *CHUNKS)} | {tokens}
+    return [replace(task, config=replace(task.config, chunk_tokens=max(size, 1))) for size in sizes]
+
+
+def _without_size(config: Any) -> tuple[Any, ...]:
+    """What tells candidates apart that differ in the micro batch alone."""
+    tokens = config.batch.micro_batch_size * getattr(config.data, "sequence_length", 1)
+    chunk = getattr(config.task.config, "chunk_tokens", None)
+    return (config.engine, "whole" if chunk == tokens else chunk)
