@@ -49,7 +49,7 @@ def main() -> None:
 
 def plan(config: TrainingConfig, arguments: argparse.Namespace) -> None:
     """Each of the levels that the command line names."""
-    console = Console(width=max(Console().width, 140), highlight=False)
+    console = Console(width=max(Console().width, 160), highlight=False)
     if arguments.probe:
         return _probe(config)
     machine = _machine(arguments)

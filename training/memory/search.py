@@ -1,6 +1,7 @@
 """The fastest plans that fit: candidates in the order of their estimated speed, until enough do."""
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,17 +35,16 @@ def search(config: TrainingConfig, machine: Machine, *, num_plans: int = 8) -> l
         ValueError: no micro batch divides the global batch over the ranks.
     """
     found: dict[Any, Plan] = {}
-    too_large: dict[tuple[Any, ...], int] = {}
+    largest: dict[tuple[Any, ...], int] = {}
     for cost, accumulation, candidate in _by_speed(config, machine):
-        others, size = _without_size(candidate), candidate.batch.micro_batch_size
-        is_slower = candidate.engine in found  # as one with another micro batch or chunk
-        if is_slower or size >= too_large.get(others, size + 1):
+        if candidate.engine in found:  # with another micro batch or chunk, and faster
             continue
-        prediction = predict(candidate, machine.ranks)
-        if fits(prediction, machine):
+        others = _without_size(candidate)
+        if others not in largest:
+            largest[others] = _largest_size(candidate, machine)
+        if candidate.batch.micro_batch_size <= largest[others]:
+            prediction = predict(candidate, machine.ranks)
             found[candidate.engine] = _plan(candidate, machine, accumulation, cost, prediction)
-        else:
-            too_large[others] = size
         if len(found) == num_plans:
             break
     return list(found.values())
@@ -61,8 +61,28 @@ def smallest(config: TrainingConfig, machine: Machine) -> Plan:
         for cost, accumulation, candidate in _by_speed(config, machine)
         if candidate.batch.micro_batch_size == 1
         and candidate.engine.activation_checkpointing in ("full", "offload")
+        and getattr(candidate.task.config, "chunk_tokens", 0) <= CHUNKS[0]
     ]
     return min(plans, key=lambda plan: plan.prediction.peak.num_bytes)
+
+
+def _largest_size(candidate: TrainingConfig, machine: Machine) -> int:
+    """The largest micro batch that fits, by bisection; 0 if none does."""
+    of_rank = candidate.batch.global_batch_size // machine.num_gpus
+    sizes = _divisors(of_rank)
+    tokens = getattr(candidate.data, "sequence_length", 1)
+    whole = _without_size(candidate)[1] == "whole"
+
+    def is_too_large(size: int) -> bool:
+        batch = replace(candidate.batch, micro_batch_size=size)
+        task = candidate.task
+        if whole:
+            task = replace(task, config=replace(task.config, chunk_tokens=size * tokens))
+        trial = replace(candidate, batch=batch, task=task)
+        return not fits(predict(trial, machine.ranks), machine)
+
+    below = bisect_left(sizes, x=True, key=is_too_large)
+    return sizes[below - 1] if below else 0
 
 
 def fits(prediction: Prediction, machine: Machine) -> bool:
@@ -100,7 +120,7 @@ def _by_speed(config: TrainingConfig, machine: Machine) -> list[tuple[Cost, int,
 
 def _candidates(config: TrainingConfig, machine: Machine, of_rank: int) -> Iterator[TrainingConfig]:
     """All that trains the same: ZeRO stage, micro batch, checkpointing, offload, chunks."""
-    sizes = [size for size in range(1, of_rank + 1) if of_rank % size == 0]
+    sizes = _divisors(of_rank)
     modes = ("none", "every_n", "selective", "full", "offload")
     for stage, mode, offload, size in itertools.product(
         (1, 2, 3), modes, _offloads(config.engine), sizes
@@ -113,6 +133,10 @@ def _candidates(config: TrainingConfig, machine: Machine, of_rank: int) -> Itera
         batch = replace(config.batch, micro_batch_size=size)
         for task in _tasks(config, size):
             yield replace(config, engine=engine, batch=batch, task=task)
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
 
 
 def _offloads(engine: Any) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Engines on one process group, for `test_zero.py`: `python probe_worker.py OUT CONFIG OVERRIDES...`
+"""Engines on one process group, for `test_zero.py`: `probe_worker.py OUT CONFIG OVERRIDES...`
 
 Each word of overrides, separated by commas, is a case; rank 0 writes predicted and measured bytes.
 """
