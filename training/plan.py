@@ -67,14 +67,14 @@ def _predict(config: TrainingConfig, machine: Machine, console: Console) -> None
     prediction = predict(config, machine.ranks)
     batch = config.batch
     print(
-        f"{config.model.name} of {prediction.num_parameters:,} parameters on {machine.num_gpus} "
+        f"{config.model.name} of {prediction.num_parameters:,} parameters on {machine.world_size} "
         f"GPUs, ZeRO stage {config.engine.zero_stage}, {config.engine.precision}, activation "
         f"checkpointing {config.engine.activation_checkpointing}, micro batch "
         f"{batch.micro_batch_size} of {batch.global_batch_size}"
     )
     console.print(report.breakdown_table(prediction, machine))
     console.print(report.points_table(prediction))
-    print(explain(prediction, config, num_gpus=machine.num_gpus))
+    print(explain(prediction, config, world_size=machine.world_size))
     print(report.describe_fit(prediction.peak, machine))
 
 
@@ -118,12 +118,12 @@ def _search(config: TrainingConfig, machine: Machine, console: Console, out: str
     console.print(report.ranking_table(plans))
     print(report.describe_machine(machine))
     best = plans[0]
-    print(explain(best.prediction, best.config, num_gpus=machine.num_gpus))
+    print(explain(best.prediction, best.config, world_size=machine.world_size))
     print(report.describe_fit(best.prediction.peak, machine))
     print(f"Searched in {time.perf_counter() - started:.1f} s.")
     if out:
         header = (
-            f"# Planned by python -m training.plan --search for {machine.num_gpus} GPUs of "
+            f"# Planned by python -m training.plan --search for {machine.world_size} GPUs of "
             f"{machine.memory_gib:g} GiB: {best.prediction.peak.num_bytes / GIB:.1f} GiB each.\n"
         )
         Path(out).write_text(header + configs.to_yaml(best.config))
@@ -136,7 +136,7 @@ def _fits_nowhere(least: Plan, machine: Machine) -> str:
     need = needed.peak.num_bytes / 0.96 / GIB + machine.context_bytes / GIB
     return (
         f"{least.config.model.name} of {needed.num_parameters:,} parameters fits on "
-        f"{machine.num_gpus} GPUs of {machine.memory_gib:g} GiB by no plan; the smallest needs "
+        f"{machine.world_size} GPUs of {machine.memory_gib:g} GiB by no plan; the smallest needs "
         f"{need:.1f} GiB a GPU and {needed.host_bytes / GIB:.0f} GiB of its host (of "
         f"{machine.host_memory_gib:g}): ZeRO stage {engine.zero_stage}, activation checkpointing "
         f"{engine.activation_checkpointing}, micro batch {least.config.batch.micro_batch_size}"
@@ -145,7 +145,7 @@ def _fits_nowhere(least: Plan, machine: Machine) -> str:
 
 def _machine(arguments: argparse.Namespace) -> Machine:
     return Machine(
-        num_gpus=arguments.gpus,
+        world_size=arguments.gpus,
         memory_gib=arguments.gpu_memory_gib,
         gpus_per_node=arguments.gpus_per_node,
         host_memory_gib=arguments.host_memory_gib,

@@ -44,7 +44,7 @@ def test_plan_prints_breakdown_points_and_reason(monkeypatch, capsys):
 
 def test_the_winner_is_a_config_that_fits_and_trains_the_same(monkeypatch, capsys, tmp_path):
     best = tmp_path / "best.yaml"
-    machine = Machine(num_gpus=2, memory_gib=6)
+    machine = Machine(world_size=2, memory_gib=6)
     words = (GPT, "--gpus", 2, "--gpu-memory-gib", 6, "--search", "--out", best)
     code, out, _ = run(monkeypatch, capsys, *words)
     assert code == 0
@@ -56,7 +56,7 @@ def test_the_winner_is_a_config_that_fits_and_trains_the_same(monkeypatch, capsy
 
 
 def test_plans_are_ranked_and_fit():
-    machine = Machine(num_gpus=4, memory_gib=10)
+    machine = Machine(world_size=4, memory_gib=10)
     plans = search(load("batch.global_batch_size=64"), machine)
     seconds = [plan.cost.seconds for plan in plans]
     assert seconds == sorted(seconds)
@@ -86,7 +86,7 @@ def test_what_fits_nowhere_says_what_it_needs(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--gpus", "0"), "num_gpus is 0; it must be at least 1"),
+        (("--gpus", "0"), "world_size is 0; it must be at least 1"),
         (("--gpu-memory-gib", "-4"), "memory_gib is -4.0; it must be above 0"),
         (("--gpus", "7"), "no multiple of batch.micro_batch_size"),
         (("--gpus", "7", "--search"), "cannot be shared by 7 ranks; use a multiple of 7"),
@@ -112,7 +112,7 @@ def test_nonsense_is_refused_in_a_line(monkeypatch, capsys, words, message):
 )
 def test_the_reason_names_the_largest_part(overrides, words):
     config = load(*overrides)
-    assert words in explain(predict(config, Ranks(8)), config, num_gpus=8)
+    assert words in explain(predict(config, Ranks(8)), config, world_size=8)
 
 
 def test_the_benchmark_needs_a_gpu():

@@ -128,7 +128,7 @@ def _memory_seconds(
     rounds: int = {"none": 6, "every_n": 7, "selective": 8}.get(mode, 9)
     of_pass = num_weights * (2 * 2 + 2 + 2 * FP32)
     of_pass += rounds * work.activation_bytes * config.batch.micro_batch_size
-    share = machine.num_gpus if config.engine.zero_stage else 1
+    share = machine.world_size if config.engine.zero_stage else 1
     of_step = 7 * FP32 * num_weights / share
     offloads = getattr(config.engine, "offload_optimizer", "none") != "none"
     total: float = accumulation * of_pass + (0 if offloads else of_step)
@@ -141,7 +141,7 @@ def _communication_seconds(
     """By DeepSpeed's collectives: stage 1 sums once a step, stages 2 and 3 in every micro batch,
     stage 2 by all-reduce; stage 3 gathers weights forward and backward, for recomputation too.
     """
-    share = (machine.num_gpus - 1) / machine.num_gpus
+    share = (machine.world_size - 1) / machine.world_size
     gradient_bytes = (FP32 if config.engine.reduce_in_fp32 else 2) * num_weights
     all_reduce, gather = 2 * gradient_bytes * share, weight_bytes * share
     stage = config.engine.zero_stage
@@ -158,7 +158,7 @@ def _host_seconds(
     config: Any, machine: Machine, work: Work, num_weights: int, *, accumulation: int
 ) -> float:
     """Gradients go down and weights up, the optimizer steps there; weights come for every pass."""
-    engine, part = config.engine, num_weights / machine.num_gpus
+    engine, part = config.engine, num_weights / machine.world_size
     seconds = 0.0
     if getattr(engine, "offload_optimizer", "none") != "none":
         seconds += (FP32 + 2) * part / machine.host_bandwidth

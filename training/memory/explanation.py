@@ -9,7 +9,7 @@ STATES = ("parameters", "gradients", "optimizer", "average", "gathered weights")
 """Kinds that grow with the model and not with the batch."""
 
 
-def explain(prediction: Prediction, config: Any, *, num_gpus: int) -> str:
+def explain(prediction: Prediction, config: Any, *, world_size: int) -> str:
     """The largest part of the peak, where it is, and what to do about it."""
     peak = prediction.peak
     kinds = dict(peak.breakdown)
@@ -19,7 +19,7 @@ def explain(prediction: Prediction, config: Any, *, num_gpus: int) -> str:
     whole = f"of {peak.num_bytes / GIB:.1f} GiB"
     if states >= max(logits, activations):
         what = f"weights, gradients and optimizer are {states / GIB:.1f} {whole}"
-        advice = _advice_on_states(config, num_gpus)
+        advice = _advice_on_states(config, world_size)
     elif logits >= activations:
         what = f"logits and their gradients are {logits / GIB:.1f} {whole}"
         advice = _advice_on_logits(config)
@@ -29,9 +29,9 @@ def explain(prediction: Prediction, config: Any, *, num_gpus: int) -> str:
     return f"The peak is in the {peak.moment}: {what}; {advice}."
 
 
-def _advice_on_states(config: Any, num_gpus: int) -> str:
+def _advice_on_states(config: Any, world_size: int) -> str:
     engine = config.engine
-    if num_gpus > 1 and engine.zero_stage < 3:
+    if world_size > 1 and engine.zero_stage < 3:
         return f"engine.zero_stage={engine.zero_stage + 1} would share more of them"
     if getattr(engine, "offload_optimizer", "cpu") == "none" and engine.zero_stage > 0:
         return "engine.offload_optimizer=cpu would bring the optimizer to the host"

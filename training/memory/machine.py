@@ -11,7 +11,7 @@ GIB = 2**30
 class Machine:
     """Devices of one kind. Speeds are those of an H100 SXM; a plan prints what it assumed."""
 
-    num_gpus: int = 1
+    world_size: int = 1
     """Ranks of the run."""
     memory_gib: float = 80.0
     """Of one device, GiB."""
@@ -36,7 +36,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         """Refuse machines that there are not."""
-        for name in ("num_gpus", "gpus_per_node"):
+        for name in ("world_size", "gpus_per_node"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("memory_gib", "host_memory_gib"):
@@ -46,7 +46,7 @@ class Machine:
     @property
     def ranks(self) -> Ranks:
         """For the prediction."""
-        return Ranks(self.num_gpus)
+        return Ranks(self.world_size)
 
     @property
     def context_bytes(self) -> float:
@@ -55,7 +55,7 @@ class Machine:
         0.3 to 0.6 GB and 0.5 to 1.6 GB of a communicator (NCCL issues 864, 964, 1685); a run logs
         what its own are.
         """
-        return (0.5 + (1.0 if self.num_gpus > 1 else 0.0)) * GIB
+        return (0.5 + (1.0 if self.world_size > 1 else 0.0)) * GIB
 
     @property
     def usable_bytes(self) -> float:
@@ -65,5 +65,5 @@ class Machine:
     @property
     def collective_bandwidth(self) -> float:
         """Of all ranks together, bytes per second and device."""
-        crosses = self.num_gpus > self.gpus_per_node
+        crosses = self.world_size > self.gpus_per_node
         return self.network_bandwidth if crosses else self.node_bandwidth

@@ -54,7 +54,7 @@ def ranking_table(plans: Sequence[Plan]) -> Table:
 
 def describe_machine(machine: Machine) -> str:
     """What the ranking assumes."""
-    crosses = machine.num_gpus > machine.gpus_per_node
+    crosses = machine.world_size > machine.gpus_per_node
     link = machine.network_bandwidth if crosses else machine.node_bandwidth
     return (
         f"Assumed: {machine.peak_flops / 1e12:.0f} TFLOP/s at {machine.efficiency:.0%}, device "
@@ -69,7 +69,7 @@ def describe_fit(peak: Peak, machine: Machine) -> str:
     """Whether it fits, with the numbers."""
     usable = machine.usable_bytes
     of = (
-        f"{_gib(usable)} GiB for tensors on {machine.num_gpus} x {machine.memory_gib:g} GiB (4 % "
+        f"{_gib(usable)} GiB for tensors on {machine.world_size} x {machine.memory_gib:g} GiB (4 % "
         "are left to the allocator)"
     )
     if peak.num_bytes <= usable:

@@ -68,7 +68,7 @@ def smallest(config: TrainingConfig, machine: Machine) -> Plan:
 
 def _largest_size(candidate: TrainingConfig, machine: Machine) -> int:
     """The largest micro batch that fits, by bisection; 0 if none does."""
-    of_rank = candidate.batch.global_batch_size // machine.num_gpus
+    of_rank = candidate.batch.global_batch_size // machine.world_size
     sizes = _divisors(of_rank)
     tokens = getattr(candidate.data, "sequence_length", 1)
     whole = _without_size(candidate)[1] == "whole"
@@ -104,11 +104,11 @@ def _plan(
 
 def _by_speed(config: TrainingConfig, machine: Machine) -> list[tuple[Cost, int, TrainingConfig]]:
     model = build_model(config)
-    of_rank = config.batch.global_batch_size // machine.num_gpus
-    if config.batch.global_batch_size % machine.num_gpus:
+    of_rank = config.batch.global_batch_size // machine.world_size
+    if config.batch.global_batch_size % machine.world_size:
         raise ValueError(
             f"batch.global_batch_size={config.batch.global_batch_size} cannot be shared by "
-            f"{machine.num_gpus} ranks; use a multiple of {machine.num_gpus}"
+            f"{machine.world_size} ranks; use a multiple of {machine.world_size}"
         )
     candidates = []
     for candidate in _candidates(config, machine, of_rank):
