@@ -91,6 +91,7 @@ def test_what_fits_nowhere_says_what_it_needs(monkeypatch, capsys):
         (("--gpus", "7"), "no multiple of batch.micro_batch_size"),
         (("--gpus", "7", "--search"), "cannot be shared by 7 ranks; use a multiple of 7"),
         (("--out", "x.yaml"), "add --search"),
+        (("engine.optimizer_precision=bf16",), "no formula of the memory of engine.optimizer_pr"),
         (("--trace", "--search"), "not allowed with"),
         (("--gpus", "many"), "invalid int value"),
     ],

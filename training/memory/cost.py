@@ -130,7 +130,7 @@ def _memory_seconds(
     of_pass += rounds * work.activation_bytes * config.batch.micro_batch_size
     share = machine.world_size if config.engine.zero_stage else 1
     of_step = 7 * FP32 * num_weights / share
-    offloads = getattr(config.engine, "offload_optimizer", "none") != "none"
+    offloads = config.engine.offload_optimizer != "none"
     total: float = accumulation * of_pass + (0 if offloads else of_step)
     return total / machine.memory_bandwidth
 
@@ -160,10 +160,10 @@ def _host_seconds(
     """Gradients go down and weights up, the optimizer steps there; weights come for every pass."""
     engine, part = config.engine, num_weights / machine.world_size
     seconds = 0.0
-    if getattr(engine, "offload_optimizer", "none") != "none":
+    if engine.offload_optimizer != "none":
         seconds += (FP32 + 2) * part / machine.host_bandwidth
         seconds += 7 * FP32 * part / machine.host_memory_bandwidth
-    if getattr(engine, "offload_parameters", "none") != "none":
+    if engine.offload_parameters != "none":
         gathers = 2 + (engine.activation_checkpointing != "none")
         seconds += accumulation * gathers * 2 * part / machine.host_bandwidth
     if engine.activation_checkpointing == "offload":

@@ -33,7 +33,7 @@ def _advice_on_states(config: Any, world_size: int) -> str:
     engine = config.engine
     if world_size > 1 and engine.zero_stage < 3:
         return f"engine.zero_stage={engine.zero_stage + 1} would share more of them"
-    if getattr(engine, "offload_optimizer", "cpu") == "none" and engine.zero_stage > 0:
+    if engine.offload_optimizer == "none" and engine.zero_stage > 0:
         return "engine.offload_optimizer=cpu would bring the optimizer to the host"
     return "more GPUs would share them"
 

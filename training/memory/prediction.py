@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from training.batch_size import accumulation_steps
 from training.config import TrainingConfig
+from training.deepspeed_config import Config as EngineConfig
 from training.memory.forward_backward import build_model, run_forward_backward
 from training.memory.ledger import Ledger, Peak
 from training.memory.zero import Ranks, Zero
@@ -29,6 +30,7 @@ def predict(config: TrainingConfig, ranks: Ranks) -> Prediction:
     Raises:
         ValueError: there is no formula for the model, or the batch does not fit the ranks.
     """
+    _check_known(config.engine)
     accumulation = accumulation_steps(
         global_batch_size=config.batch.global_batch_size,
         micro_batch_size=config.batch.micro_batch_size,
@@ -59,3 +61,19 @@ def predict(config: TrainingConfig, ranks: Ranks) -> Prediction:
     zero.step()
     phases = {name: peak for name, peak in ledger.peaks.items() if name != "start"}
     return Prediction(ledger.peak, phases, host_bytes + zero.host_bytes, zero.num_weights)
+
+
+def _check_known(engine: EngineConfig) -> None:
+    """Refuse what the formula would be wrong about."""
+    unknown = {
+        "optimizer_precision=bf16": engine.optimizer_precision == "bf16",
+        "sequence_parallel_size": engine.sequence_parallel_size > 1,
+        "hpz_partition_size": engine.hpz_partition_size > 1,
+        "quantize_weights": engine.quantize_weights,
+        "quantize_gradients": engine.quantize_gradients,
+    }
+    for name, is_wished in unknown.items():
+        if is_wished:
+            raise ValueError(
+                f"there is no formula of the memory of engine.{name}; measure it with --probe"
+            )

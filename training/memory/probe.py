@@ -14,7 +14,7 @@ from training.activation_checkpointing import apply_activation_checkpointing
 from training.batch_size import accumulation_steps
 from training.compilation import compile_blocks
 from training.config import TrainingConfig
-from training.engine import Engine
+from training.engine import Engine, construction
 from training.memory.counter import TensorCounter
 from training.memory.trace import build_bare_task, zero_batch
 from training.objective import Objective
@@ -63,7 +63,8 @@ def _build(config: TrainingConfig) -> tuple[Engine, list[dict[str, Any]]]:
         world_size=distributed.world_size(),
     )
     settings = config.engine
-    model = config.model.module.Model(config.model.config)
+    with construction(settings):
+        model = config.model.module.Model(config.model.config)
     apply_activation_checkpointing(
         model.blocks,
         settings.activation_checkpointing,

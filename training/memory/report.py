@@ -83,8 +83,8 @@ def _choices(plan: Plan) -> list[str]:
     if mode == "every_n":
         mode = f"every {engine.activation_checkpointing_every_n}"
     offloads = {
-        "optimizer": getattr(engine, "offload_optimizer", "none"),
-        "parameters": getattr(engine, "offload_parameters", "none"),
+        "optimizer": engine.offload_optimizer,
+        "parameters": engine.offload_parameters,
     }
     offload = ", ".join(name for name, where in offloads.items() if where != "none")
     chunk = getattr(plan.config.task.config, "chunk_tokens", "-")

@@ -140,12 +140,14 @@ def _divisors(number: int) -> list[int]:
 
 
 def _offloads(engine: Any) -> list[dict[str, str]]:
-    """Nothing, the optimizer, or weights too, as far as the engine knows of it."""
-    if not hasattr(engine, "offload_optimizer"):
-        return [{}]
+    """Nothing, the optimizer, or weights too: to files where the config has a folder for them."""
     nothing = {"offload_optimizer": "none", "offload_parameters": "none", "nvme_dir": ""}
     optimizer = {**nothing, "offload_optimizer": "cpu"}
-    return [nothing, optimizer, {**optimizer, "offload_parameters": "cpu"}]
+    choices = [nothing, optimizer, {**optimizer, "offload_parameters": "cpu"}]
+    if engine.nvme_dir:
+        files = {"offload_optimizer": "nvme", "nvme_dir": engine.nvme_dir}
+        choices.append({**files, "offload_parameters": "cpu"})
+    return choices
 
 
 def _tasks(config: TrainingConfig, micro_batch_size: int) -> list[Any]:

@@ -82,12 +82,7 @@ class Zero:
     @property
     def offloads_optimizer(self) -> bool:
         """Masters and moments are in the memory of the host, or behind it."""
-        return getattr(self.config, "offload_optimizer", "none") != "none"
-
-    @property
-    def offloads_parameters(self) -> bool:
-        """So are the weights of stage 3."""
-        return getattr(self.config, "offload_parameters", "none") != "none"
+        return self.config.offload_optimizer != "none"
 
     @property
     def bucket(self) -> int:
@@ -103,22 +98,24 @@ class Zero:
         held = [book("average", FP32 * part * averaged)]
         if self.ranks.device != "cpu":
             held.append(book("workspace", CUBLAS_WORKSPACE))
-        self._place(held, "parameters", weights, on_host=self.offloads_parameters)
-        self._place(held, "optimizer", states, on_host=self.offloads_optimizer)
+        self._place(held, "parameters", weights, where=self.config.offload_parameters)
+        self._place(held, "optimizer", states, where=self.config.offload_optimizer)
         if self.has_bf16_optimizer:
             held.append(book(GRADIENTS, FP32 * num))
         if self.stage == 3:
-            self._place(held, GRADIENTS, FP32 * part, on_host=self.offloads_optimizer)
+            gradients = "cpu" if self.offloads_optimizer else "none"
+            self._place(held, GRADIENTS, FP32 * part, where=gradients)
             held.append(book("buckets", FP32 * self.bucket))
         elif self.offloads_optimizer:  # fp32 gradients and a copy of the weights on their way
             self.host_bytes += (FP32 + self.width) * part
             held.append(book("buckets", self.width * self.largest))
         return held
 
-    def _place(self, held: list[Buffer], kind: str, num_bytes: int, *, on_host: bool) -> None:
-        if on_host:
+    def _place(self, held: list[Buffer], kind: str, num_bytes: int, *, where: str) -> None:
+        """On the device, in the memory of the host, or in files."""
+        if where == "cpu":
             self.host_bytes += num_bytes
-        else:
+        if where == "none":
             held.append(self.ledger.book(kind, num_bytes))
 
     def begin(self, *, is_last: bool) -> None:
