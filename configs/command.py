@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from configs import ConfigError, describe, load, to_yaml
 from configs.redact import redact
@@ -19,6 +19,32 @@ def parse(
 
     `--help`, `--dry-run` and a user's mistake end the process here, with exit code 0, 0 and 2.
     """
+    parser = _parser(schema, argv, prog=prog, doc=doc)
+    arguments, rest = parser.parse_known_intermixed_args(list(argv))
+    flags = [word for word in rest if word.startswith("-")]
+    if flags and not passes_flags_on:
+        parser.error(f"unknown option {flags[0]}")
+    return _load(schema, parser, arguments), rest
+
+
+def parse_with_flags(
+    schema: type[Schema],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    doc: str,
+    add_flags: Callable[[argparse.ArgumentParser], None],
+) -> tuple[Schema, argparse.Namespace]:
+    """As `parse`, with flags of the verb's own."""
+    parser = _parser(schema, argv, prog=prog, doc=doc)
+    add_flags(parser)
+    arguments = parser.parse_intermixed_args(list(argv))
+    return _load(schema, parser, arguments), arguments
+
+
+def _parser(
+    schema: type[Any], argv: Sequence[str], *, prog: str, doc: str
+) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description=doc,
@@ -33,20 +59,22 @@ def parse(
         "overrides", nargs="*", metavar="KEY=VALUE", help="overrides of single keys, as a.b=1"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
-    arguments, rest = parser.parse_known_intermixed_args(list(argv))
+    return parser
+
+
+def _load(
+    schema: type[Schema], parser: argparse.ArgumentParser, arguments: argparse.Namespace
+) -> Schema:
     if arguments.config is None:
         parser.error("CONFIG is missing, as configs/... .yaml")
-    flags = [word for word in rest if word.startswith("-")]
-    if flags and not passes_flags_on:
-        parser.error(f"unknown option {flags[0]}")
     try:
         config = load(schema, _find(arguments.config), arguments.overrides)
     except ConfigError as error:
-        fail(f"{prog}: {error}")
+        fail(f"{parser.prog}: {error}")
     if arguments.dry_run:
         sys.stdout.write(to_yaml(config))
         sys.exit(0)
-    return config, rest
+    return config
 
 
 def run(main: Callable[[], None], *, who: str = "") -> None:

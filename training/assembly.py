@@ -1,5 +1,6 @@
 """Builds the parts of a run from its config: where models, tasks, data and the engine meet."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,10 +26,13 @@ from training.hooks.anomalies import AnomalyHook, Rollback, pass_over
 from training.hooks.checkpoints import CheckpointHook
 from training.hooks.damage import DamageHook
 from training.hooks.evaluation import EvaluationHook
+from training.hooks.memory import MemoryHook
 from training.hooks.metrics import MetricsHook
 from training.hooks.watchdog import Watchdog
 from training.initial_weights import take_initial_weights
 from training.kinds import kind_of
+from training.memory.prediction import predict
+from training.memory.zero import Ranks
 from training.objective import Objective, count_parameters
 from training.optimizer import build_optimizer
 from training.resume import resume
@@ -216,6 +220,7 @@ def _build_hooks(
     engine.admits = anomalies.admits
     hooks: list[Hook] = [
         metrics,
+        _build_memory(config, run, engine, events),
         anomalies,
         DamageHook(
             run.dir,
@@ -238,6 +243,16 @@ def _build_hooks(
         )
     )
     return hooks
+
+
+def _build_memory(
+    config: TrainingConfig, run: Run, engine: Engine, events: EventFile | None
+) -> MemoryHook:
+    """With a prediction, where there is a formula for the model and the task."""
+    prediction = None
+    with contextlib.suppress(ValueError):
+        prediction = predict(config, Ranks(distributed.world_size(), engine.device.type))
+    return MemoryHook(run.dir, events, prediction, device=engine.device)
 
 
 def _build_evaluations(

@@ -1,0 +1,119 @@
+"""The formula of forward and backward against fake tensors, which run the real model and task."""
+
+import pytest
+import torch
+
+from training.memory.forward_backward import build_model, predict_forward_backward
+from training.memory.trace import trace_forward_backward
+
+LLAMA_1_5B = (
+    "model.d_model=2048 model.num_layers=16 model.num_heads=32 model.num_kv_heads=8 "
+    "model.d_ff=8192 model.vocab_size=128256 model.max_positions=4096 data.sequence_length=4096"
+)
+BARS = {
+    "GPT 124M": ("gpt", 8, "model.vocab_size=50304"),
+    "GPT 1.3B": (
+        "gpt",
+        4,
+        "model.d_model=2048 model.num_layers=24 model.num_heads=16 model.vocab_size=50304 "
+        "model.max_positions=2048 data.sequence_length=2048",
+    ),
+    "Llama 1.5B": ("llama", 2, LLAMA_1_5B),
+    "ViT-B": ("vit", 64, ""),
+    "ViT-L": ("vit", 32, "model.variant=L"),
+    "MAE-B": ("mae", 64, ""),
+}
+SMALL = "model.num_layers=2 model.vocab_size=1000 data.sequence_length=512"
+VARIANTS = {
+    "chunks": ("gpt", "model.vocab_size=30000 task.chunk_tokens=300"),
+    "one chunk": ("gpt", "model.vocab_size=30000 task.chunk_tokens=100000"),
+    "residual and attention dropout": ("gpt", "model.dropout=0.1"),
+    "documents": ("gpt", "task.mask_documents=true"),
+    "sinusoidal": ("gpt", "model.positions=sinusoidal model.bias=false"),
+    "shared heads": ("llama", "model.num_kv_heads=3 task.mask_documents=true"),
+    "every second block": (
+        "gpt",
+        "model.num_layers=4 engine.activation_checkpointing=every_n",
+    ),
+    "fp32": ("gpt", "engine.precision=fp32"),
+    "fp16": ("llama", "engine.precision=fp16"),
+    "autocast": ("gpt", "engine.zero_stage=0 model.vocab_size=30000"),
+}
+PARTS = {
+    "scaled, dropped": ("vit", "model.layer_scale=0.1 model.stochastic_depth=0.1 model.qk_norm=1"),
+    "mean of waves": ("vit", "model.pooling=mean model.positions=sincos model.dropout=0.1"),
+    "mixed": ("vit", "augment.mix_probability=1 augment.mixup_alpha=1"),
+    "without class token": ("mae", "model.class_token=false model.decoder_num_layers=2"),
+}
+
+
+def compare(config, tolerance):
+    formula = predict_forward_backward(config, device="cpu").num_bytes
+    assert formula == pytest.approx(trace_forward_backward(config), rel=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["none", "full"])
+@pytest.mark.parametrize("name", BARS)
+def test_models_of_the_bars(config_of, name, mode):
+    model, micro_batch_size, overrides = BARS[name]
+    overrides += f" engine.activation_checkpointing={mode}"
+    compare(config_of(model, overrides, micro_batch_size=micro_batch_size), 0.01)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_of_text_models(config_of, name):
+    model, overrides = VARIANTS[name]
+    compare(config_of(model, f"{SMALL} {overrides}"), 0.01)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_of_image_models(config_of, name):
+    model, overrides = PARTS[name]
+    compare(config_of(model, f"model.num_layers=2 {overrides}", micro_batch_size=8), 0.01)
+
+
+@pytest.mark.parametrize("model", ["gpt", "llama"])
+def test_selective_checkpointing(config_of, model):
+    """Torch holds one result a moment longer, a constant of one block's output."""
+    compare(
+        config_of(model, f"{SMALL} engine.activation_checkpointing=selective"),
+        0.03,
+    )
+
+
+def test_offloaded_activations_leave_the_device(config_of):
+    of = {
+        mode: predict_forward_backward(
+            config_of(
+                "gpt",
+                f"{SMALL} engine.activation_checkpointing={mode} model.num_layers=12 "
+                "model.vocab_size=30000",
+            ),
+            device="cpu",
+        )
+        for mode in ("full", "offload")
+    }
+    assert {peak.moment for peak in of.values()} == {"backward of loss"}
+    inputs = 12 * 2 * 2 * 512 * 768  # blocks x bytes x micro batch x positions x features
+    assert of["full"].num_bytes - of["offload"].num_bytes == inputs
+
+
+@pytest.mark.parametrize(
+    ("model", "overrides"),
+    [
+        ("gpt", "model.vocab_size=100 model.max_positions=64 data.sequence_length=64"),
+        ("gpt", "model.vocab_size=100 model.tie_embeddings=false model.bias=false"),
+        ("llama", "model.vocab_size=100 model.num_kv_heads=4 model.head_dim=32"),
+        ("vit", "model.layer_scale=0.1 model.qk_norm=true model.class_token=false "
+                "model.pooling=mean"),
+        ("mae", "model.positions=learned model.decoder_num_layers=3"),
+    ],
+)  # fmt: skip
+def test_the_same_parameters_as_the_model(config_of, model, overrides):
+    config = config_of(model, overrides)
+    with torch.device("meta"):
+        parameters = list(config.model.module.Model(config.model.config).parameters())
+    weights = build_model(config).weights()
+    assert sorted(weight.numel for weight in weights) == sorted(p.numel() for p in parameters)
+    assert [w.matrix for w in weights].count(True) == sum(p.dim() >= 2 for p in parameters)

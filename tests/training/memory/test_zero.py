@@ -1,0 +1,84 @@
+"""What DeepSpeed holds and makes on a rank, against the tensors of real steps on the CPU."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from training.memory.prediction import predict
+from training.memory.zero import Ranks
+
+WORKER = Path(__file__).parent / "probe_worker.py"
+CONFIG = """\
+# A Transformer whose states outweigh its activations.
+run_dir: nowhere
+num_steps: 3
+model: {name: transformer, vocab_size: 2048, d_model: 256, num_layers: 8, num_heads: 4,
+        max_positions: 128}
+task: {name: causal_lm}
+data: {dataset_dir: nowhere, sequence_length: 128}
+batch: {global_batch_size: 8, micro_batch_size: 2}
+schedule: {warmup_steps: 0}
+"""
+CASES = {
+    1: (
+        "engine.zero_stage=0,model.num_layers=5",
+        "engine.zero_stage=2,engine.activation_checkpointing=full,batch.micro_batch_size=4",
+        "engine.zero_stage=1,engine.precision=fp32,ema.decay=0.9",
+    ),
+    2: ("engine.zero_stage=1", "engine.zero_stage=2", "engine.zero_stage=3"),
+}
+"""By world size."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("world_size", CASES)
+def test_prediction_of_real_steps(tmp_path, world_size):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    results = run_ranks(tmp_path, CASES[world_size], world_size=world_size)
+    errors = {case: one["predicted"] / one["measured"] - 1 for case, one in results.items()}
+    assert errors == dict.fromkeys(CASES[world_size], pytest.approx(0, abs=0.03))
+
+
+def run_ranks(folder, cases, *, world_size):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common = os.environ | shared | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, WORKER, folder / "out.json", folder / "config.yaml", *cases],
+            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        )
+        for rank in range(world_size)
+    ]
+    faults = [process.communicate(timeout=280)[1].decode() for process in ranks]
+    assert not any(process.returncode for process in ranks), "\n".join(faults)
+    return json.loads((folder / "out.json").read_text())
+
+
+def test_more_ranks_share_what_the_stage_shares(config_of):
+    """In bytes a parameter, of a model whose batch is nothing beside it."""
+    overrides = "model.vocab_size=50000 model.d_model=4096 model.num_heads=32 model.num_layers=4"
+    overrides += " data.sequence_length=16 engine.zero_stage={stage}"
+
+    def held(stage, world_size):
+        config = config_of("gpt", overrides.format(stage=stage), global_batch_size=128)
+        prediction = predict(config, Ranks(world_size))
+        kinds = prediction.phases["optimizer step"].breakdown
+        return {
+            kind: round(kinds[kind] / prediction.num_parameters, 2)
+            for kind in ("parameters", "optimizer")
+        }
+
+    assert held(1, 1) == held(2, 1) == held(3, 1) == {"parameters": 2.0, "optimizer": 12.0}
+    assert held(1, 8) == held(2, 8) == {"parameters": 2.0, "optimizer": 1.5}
+    assert held(3, 8) == {"parameters": 0.25, "optimizer": 1.5}

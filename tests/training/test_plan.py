@@ -1,0 +1,128 @@
+"""`python -m training.plan`: the verb and its search."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import configs
+from training import plan as verb
+from training.config import TrainingConfig
+from training.memory.explanation import explain
+from training.memory.machine import GIB, Machine
+from training.memory.prediction import predict
+from training.memory.search import fits, search, smallest
+from training.memory.zero import Ranks
+
+ROOT = Path(__file__).parent.parent.parent
+GPT = ROOT / "configs/training/gpt2_124m.yaml"
+
+
+def load(*overrides, path=GPT):
+    return configs.load(TrainingConfig, path, overrides)
+
+
+def run(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["plan", *map(str, words)])
+    try:
+        verb.main()
+        code = 0
+    except SystemExit as leaving:
+        code = leaving.code
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_plan_prints_breakdown_points_and_reason(monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, GPT, "--gpus", 8)
+    assert code == 0
+    for words in ("124,475,904 parameters on 8 GPUs", "activations", "loss (rules)", "Fits: "):
+        assert words in out
+
+
+def test_the_winner_is_a_config_that_fits_and_trains_the_same(monkeypatch, capsys, tmp_path):
+    best = tmp_path / "best.yaml"
+    machine = Machine(world_size=2, memory_gib=6)
+    words = (GPT, "--gpus", 2, "--gpu-memory-gib", 6, "--search", "--out", best)
+    code, out, _ = run(monkeypatch, capsys, *words)
+    assert code == 0
+    assert "fastest plans that fit" in out
+    given, found = load(), load(path=best)
+    assert found.batch.global_batch_size == given.batch.global_batch_size
+    assert fits(predict(found, Ranks(2)), machine)
+    assert replace(found, engine=given.engine, batch=given.batch, task=given.task) == given
+
+
+def test_plans_are_ranked_and_fit():
+    machine = Machine(world_size=4, memory_gib=10)
+    plans = search(load("batch.global_batch_size=64"), machine)
+    seconds = [plan.cost.seconds for plan in plans]
+    assert seconds == sorted(seconds)
+    assert len({plan.config.engine for plan in plans}) == len(plans) > 1
+    assert all(plan.prediction.peak.num_bytes <= machine.usable_bytes for plan in plans)
+
+
+def test_less_memory_takes_a_slower_plan():
+    best = [
+        search(load("batch.global_batch_size=64"), Machine(memory_gib=gib), num_plans=1)[0]
+        for gib in (80, 5)
+    ]
+    assert best[0].cost.seconds < best[1].cost.seconds
+    assert best[0].prediction.peak.num_bytes > 5 * GIB > best[1].prediction.peak.num_bytes
+
+
+def test_what_fits_nowhere_says_what_it_needs(monkeypatch, capsys):
+    words = (GPT, "batch.global_batch_size=8", "--gpu-memory-gib", 1, "--search")
+    code, _, err = run(monkeypatch, capsys, *words)
+    assert code == 2
+    assert "fits on 1 GPUs of 1 GiB by no plan; the smallest needs" in err
+    least = smallest(load("batch.global_batch_size=8"), Machine(memory_gib=1))
+    assert least.config.batch.micro_batch_size == 1
+    assert f"{least.prediction.peak.num_bytes / 0.96 / GIB + 0.5:.1f} GiB a GPU" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--gpus", "0"), "world_size is 0; it must be at least 1"),
+        (("--gpu-memory-gib", "-4"), "memory_gib is -4.0; it must be above 0"),
+        (("--gpus", "7"), "no multiple of batch.micro_batch_size"),
+        (("--gpus", "7", "--search"), "cannot be shared by 7 ranks; use a multiple of 7"),
+        (("--out", "x.yaml"), "add --search"),
+        (("engine.optimizer_precision=bf16",), "no formula of the memory of engine.optimizer_pr"),
+        (("--trace", "--search"), "not allowed with"),
+        (("--gpus", "many"), "invalid int value"),
+    ],
+)
+def test_nonsense_is_refused_in_a_line(monkeypatch, capsys, words, message):
+    code, out, err = run(monkeypatch, capsys, GPT, *words)
+    assert (code, out) == (2, "")
+    assert message in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("task.chunk_tokens=100000", "engine.activation_checkpointing=full"), "chunk the loss"),
+        ((), "activation_checkpointing=selective or full"),
+        (("batch.micro_batch_size=1", "engine.activation_checkpointing=full"), "zero_stage=2"),
+    ],
+)
+def test_the_reason_names_the_largest_part(overrides, words):
+    config = load(*overrides)
+    assert words in explain(predict(config, Ranks(8)), config, world_size=8)
+
+
+def test_the_benchmark_needs_a_gpu():
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    run = subprocess.run(
+        [sys.executable, ROOT / "benchmarks/memory.py"], capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "this machine has none" in run.stderr

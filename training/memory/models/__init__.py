@@ -1,0 +1,1 @@
+"""Models on a tape, a module for each of `training/models/`."""

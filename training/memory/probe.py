@@ -1,0 +1,83 @@
+"""Three real optimizer steps on the device that is there, on a batch of zeros: the peak they take.
+
+Of a GPU it is what its allocator says. Of a CPU, which keeps no such statistic, it is what the
+tensors of all operations come to; what operations use inside is not in it.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from training import distributed
+from training.activation_checkpointing import apply_activation_checkpointing
+from training.batch_size import accumulation_steps
+from training.compilation import compile_blocks
+from training.config import TrainingConfig
+from training.engine import Engine, construction
+from training.memory.counter import TensorCounter
+from training.memory.trace import build_bare_task, zero_batch
+from training.objective import Objective
+from training.optimizer import build_optimizer
+
+NUM_STEPS = 3
+"""The first makes the optimizer's states; the last is like all that follow."""
+
+
+def shorten(config: TrainingConfig) -> TrainingConfig:
+    """The config with two micro batches a step at most: more take time and no memory."""
+    world_size, size = distributed.world_size(), config.batch.micro_batch_size
+    accumulation = accumulation_steps(
+        global_batch_size=config.batch.global_batch_size,
+        micro_batch_size=size,
+        world_size=world_size,
+    )
+    global_batch_size = size * world_size * min(accumulation, 2)
+    return replace(config, batch=replace(config.batch, global_batch_size=global_batch_size))
+
+
+def measure_peak(config: TrainingConfig) -> tuple[int, str]:
+    """Peak bytes of this rank in the last of the steps, and its device; every rank calls it.
+
+    Raises:
+        ValueError: the batch does not fit the ranks, or the device cannot do what the config says.
+    """
+    before = TensorCounter().alive  # of others in this process
+    engine, batches = _build(config)
+    for _ in range(NUM_STEPS - 1):
+        engine.train_step(batches, learning_rate=1e-6)
+    if engine.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        engine.train_step(batches, learning_rate=1e-6)
+        torch.cuda.synchronize()
+        return int(torch.cuda.max_memory_allocated()), "cuda"
+    with TensorCounter() as counter:
+        engine.train_step(batches, learning_rate=1e-6)
+    return counter.peak - before, engine.device.type
+
+
+def _build(config: TrainingConfig) -> tuple[Engine, list[dict[str, Any]]]:
+    accumulation = accumulation_steps(
+        global_batch_size=config.batch.global_batch_size,
+        micro_batch_size=config.batch.micro_batch_size,
+        world_size=distributed.world_size(),
+    )
+    settings = config.engine
+    with construction(settings):
+        model = config.model.module.Model(config.model.config)
+    apply_activation_checkpointing(
+        model.blocks,
+        settings.activation_checkpointing,
+        every_n=settings.activation_checkpointing_every_n,
+    )
+    if settings.compile == "blocks":
+        compile_blocks(model.blocks)
+    engine = Engine(
+        Objective(model, build_bare_task(config)),
+        build_optimizer(model, config.optimizer),
+        settings,
+        micro_batch_size=config.batch.micro_batch_size,
+        gradient_accumulation_steps=accumulation,
+        ema_decay=config.ema.decay,
+    )
+    return engine, [zero_batch(config) for _ in range(accumulation)]

@@ -1,0 +1,1 @@
+"""Losses on a tape, a module for each of `training/tasks/`."""

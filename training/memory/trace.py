@@ -1,0 +1,108 @@
+"""The peak of forward and backward by fake tensors: the real model and task, without memory.
+
+Seconds, no device, no dataset. Kernels are those of the CPU, whose fake tensors need no CUDA; see
+`training/memory/operations.py` for the few that differ on a GPU.
+"""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from training.activation_checkpointing import apply_activation_checkpointing
+from training.config import TrainingConfig
+from training.objective import MicroBatch, Objective
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class StorageTracker(MemTracker):  # type: ignore[no-untyped-call]
+    """Counts storages alive; numbers of each module, which take most of its time, are left out."""
+
+    def _pre_fw_hook(self, module: Any, inputs: Any) -> None: ...
+
+    def _post_fw_hook(self, module: Any, inputs: Any, outputs: Any) -> None: ...
+
+    def _pre_bw_hook(self, module: Any, args: Any) -> None: ...
+
+    def _post_bw_hook(self, module: Any, args: Any) -> None: ...
+
+    def peak_bytes(self) -> int:
+        """Of all devices together."""
+        snapshot = self.get_tracker_snapshot("peak")
+        return sum(int(of_device["Total"]) for of_device in snapshot.values())
+
+
+def trace_forward_backward(config: TrainingConfig) -> int:
+    """Peak bytes of weights, batch, activations and gradients of the first micro batch."""
+    autocast = config.engine.zero_stage == 0 and config.engine.precision != "fp32"
+    dtype = DTYPES[config.engine.precision]
+    with _quiet(), FakeTensorMode():
+        with _default_dtype(torch.float32 if autocast else dtype):
+            model = config.model.module.Model(config.model.config)
+        engine = config.engine
+        apply_activation_checkpointing(
+            model.blocks,
+            engine.activation_checkpointing,
+            every_n=engine.activation_checkpointing_every_n,
+        )
+        objective, batch = Objective(model, build_bare_task(config)), zero_batch(config)
+        tracker = StorageTracker()
+        tracker.track_external(objective, *batch.values())
+        with tracker:
+            with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+                loss, _ = objective(batch)
+            loss.backward()
+    return tracker.peak_bytes()
+
+
+def build_bare_task(config: TrainingConfig) -> Any:
+    """The task without a dataset."""
+    build, model = config.task.module.Task, config.model.config
+    if config.task.module.KIND == "text":
+        return build(config.task.config, vocab_size=model.vocab_size, end_of_document=0)
+    classes = tuple(str(number) for number in range(getattr(model, "num_classes", 0)))
+    return build(config.task.config, config.augment, classes=classes, model=model)  # type: ignore[attr-defined]
+
+
+def zero_batch(config: Any) -> MicroBatch:
+    """A micro batch of zeros, with the shapes of the task's collate."""
+    size, model = config.batch.micro_batch_size, config.model.config
+    if config.task.module.KIND == "text":
+        names = ["tokens", "targets"]
+        names += ["positions", "documents"] if config.task.config.mask_documents else []
+        shape = (size, config.data.sequence_length)
+        return {name: torch.zeros(shape, dtype=torch.int64) for name in names}
+    side = model.image_size
+    batch = {
+        "pixels": torch.zeros(size, side, side, 3, dtype=torch.uint8),
+        "weights": torch.ones(size),
+        "classes": torch.zeros(size, dtype=torch.int64),
+        "noise": torch.zeros(size, math.prod(model.grid)),
+    }
+    if config.augment.mixes:
+        batch |= {"share": torch.zeros(size), "mix_box": torch.zeros(size, 4)}
+    return batch
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The tracker warns of modules that have ended before their backward pass."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

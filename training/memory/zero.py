@@ -1,0 +1,213 @@
+"""What DeepSpeed 0.19 holds on a rank under our settings, and what passes through it.
+
+Read from its source, and compared with its allocations in `tests/training/memory/test_engine.py`:
+`runtime/bf16_optimizer.py` (stage 1 of bf16), `runtime/zero/stage_1_and_2.py` and `stage3.py`.
+N are the parameters, d the ranks that share them.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from training.deepspeed_config import Config, build_deepspeed_config
+from training.memory.forward_backward import WIDTHS
+from training.memory.gathering import most_gathered
+from training.memory.ledger import Buffer, Ledger
+from training.memory.operations import FP32
+from training.memory.tape import GRADIENTS, Weight
+
+CUBLAS_WORKSPACE = 32 * 2**20
+"""Bytes that torch takes from its allocator for cuBLAS on Hopper."""
+
+MOST_JOINED = 500_000_000
+"""Elements that are copied together where no bucket is set: MEMORY_OPT_ALLREDUCE_SIZE of engine.py.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Where a run is to happen."""
+
+    world_size: int
+    device: str = "cuda"
+
+
+class Zero:
+    """The engine's part of a rank's memory, played along a step in a ledger."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        config: Config,
+        weights: Sequence[Weight],
+        ranks: Ranks,
+        *,
+        gradient_accumulation_steps: int,
+        averaged: bool,
+    ) -> None:
+        self.ledger = ledger
+        self.config = config
+        self.stage = config.zero_stage
+        self.ranks = ranks
+        self.width = FP32 if self.stage == 0 else WIDTHS[config.precision]
+        self.num_weights = sum(weight.numel for weight in weights)
+        self.part = math.ceil(self.num_weights / (ranks.world_size if self.stage else 1))
+        self.largest = max(weight.numel for weight in weights)
+        self.settings: dict[str, Any] = build_deepspeed_config(
+            config,
+            micro_batch_size=1,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            num_parameters=self.num_weights,
+            overlap=ranks.device != "cpu",
+        )["zero_optimization"]
+        self.weights = weights
+        self.gradients: dict[int, Buffer] = {}
+        """Of whole weights."""
+        self.passing: list[Buffer] = []
+        """What is in the middle of a backward pass."""
+        self.partition: Buffer | None = None
+        """This rank's part of the gradients, in fp32, where it is not held always."""
+        self.filled = 0
+        """Elements in the bucket."""
+        self.is_last = True
+        self.host_bytes = 0
+        self.held = self._hold(averaged=averaged)
+
+    @property
+    def has_bf16_optimizer(self) -> bool:
+        """DeepSpeed has another optimizer for bf16 at stage 1, which cannot offload."""
+        return self.stage == 1 and self.config.precision == "bf16" and not self.offloads_optimizer
+
+    @property
+    def offloads_optimizer(self) -> bool:
+        """Masters and moments are in the memory of the host, or behind it."""
+        return self.config.offload_optimizer != "none"
+
+    @property
+    def bucket(self) -> int:
+        """Elements that are reduced together."""
+        return int(self.settings["reduce_bucket_size"])
+
+    def _hold(self, *, averaged: bool) -> list[Buffer]:
+        """From the second step on, always."""
+        book, num, part = self.ledger.book, self.num_weights, self.part
+        masters = FP32 * part if self.stage else 0  # at stage 0 the weights are fp32 themselves
+        states = masters + 2 * FP32 * part
+        weights = self.width * (part if self.stage == 3 else num)
+        held = [book("average", FP32 * part * averaged)]
+        if self.ranks.device != "cpu":
+            held.append(book("workspace", CUBLAS_WORKSPACE))
+        self._place(held, "parameters", weights, where=self.config.offload_parameters)
+        self._place(held, "optimizer", states, where=self.config.offload_optimizer)
+        if self.has_bf16_optimizer:
+            held.append(book(GRADIENTS, FP32 * num))
+        if self.stage == 3:
+            gradients = "cpu" if self.offloads_optimizer else "none"
+            self._place(held, GRADIENTS, FP32 * part, where=gradients)
+            held.append(book("buckets", FP32 * self.bucket))
+        elif self.offloads_optimizer:  # fp32 gradients and a copy of the weights on their way
+            self.host_bytes += (FP32 + self.width) * part
+            held.append(book("buckets", self.width * self.largest))
+        return held
+
+    def _place(self, held: list[Buffer], kind: str, num_bytes: int, *, where: str) -> None:
+        """On the device, in the memory of the host, or in files."""
+        if where == "cpu":
+            self.host_bytes += num_bytes
+        if where == "none":
+            held.append(self.ledger.book(kind, num_bytes))
+
+    def begin(self, *, is_last: bool) -> None:
+        """Before the forward pass of a micro batch, the last of a step or another."""
+        self.is_last = is_last
+        if self.stage == 3:
+            gathered = most_gathered(
+                [weight.numel for weight in self.weights], self.settings, self.config
+            )
+            alone = self.ranks.world_size == 1  # the weights are whole already
+            self.passing.append(
+                self.ledger.book("gathered weights", 0 if alone else self.width * gathered)
+            )
+        self.filled = 0
+
+    def begin_backward(self) -> None:
+        """Buckets are made by the first gradient."""
+        if self.stage not in (1, 2) or self.has_bf16_optimizer:
+            return
+        width = FP32 if self._casts_each else self.width
+        number = 2 if self.settings["overlap_comm"] else 1
+        self.passing.append(self.ledger.book("buckets", number * width * self.bucket))
+
+    def take(self, weight: Weight, gradient: Buffer) -> None:
+        """A gradient is whole."""
+        if self._casts_each:
+            gradient = self.ledger.book(GRADIENTS, FP32 * weight.numel)
+        if self._keeps_gradients:
+            self.gradients.setdefault(id(weight), gradient)  # a later one is added in place
+            return
+        self.gradients.pop(id(weight), None)
+        if self.filled + weight.numel > self.bucket:
+            self._reduce(self.filled)
+            self.filled = 0
+        if weight.numel > self.bucket:  # as it is, without a bucket
+            self._reduce(weight.numel)
+        else:
+            self.filled += weight.numel
+
+    @property
+    def _keeps_gradients(self) -> bool:
+        """Until the end of the last backward pass, of all weights."""
+        if self.stage == 0 or self.has_bf16_optimizer:
+            return True
+        return self.stage == 1 and not (self.is_last and self.settings["overlap_comm"])
+
+    @property
+    def _casts_each(self) -> bool:
+        """Stage 1 makes each gradient fp32 as it comes."""
+        return self.stage == 1 and self.width < FP32 and not self.has_bf16_optimizer
+
+    def _reduce(self, numel: int) -> None:
+        """Sum a bucket over the ranks: a flat copy, and one in the precision of communication."""
+        moment, self.ledger.moment = self.ledger.moment, f"reduction at {self.ledger.moment}"
+        if self.stage == 3:  # gloo, which has no reduce-scatter, copies it once more
+            copies = 2 if self.ranks.device == "cpu" else 1
+            self.ledger.visit("buckets", copies * FP32 * numel)
+        else:
+            if self.partition is None:
+                self.partition = self.ledger.book(GRADIENTS, FP32 * self.part)
+            width = FP32 if self._casts_each else self.width
+            wide = FP32 if self.config.reduce_in_fp32 and width < FP32 else 0
+            self.ledger.visit("buckets", (width + wide) * numel)
+        self.ledger.moment = moment
+
+    def end_backward(self) -> None:
+        """Behind the backward pass of a micro batch."""
+        self.ledger.go_to("backward", "end of the backward pass")
+        joined = min(self.num_weights, MOST_JOINED) if self.is_last else 0
+        if self.has_bf16_optimizer:  # more than one group of parameters is copied into one
+            copied = joined if joined == self.num_weights else 0
+            self.ledger.visit("buckets", FP32 * max(self.largest, copied))
+        elif self.stage == 0:
+            self.ledger.visit("buckets", FP32 * joined * (self.ranks.world_size > 1))
+        elif self.is_last and self._keeps_gradients:
+            if self.num_weights <= self.bucket:  # all gradients have moved into it
+                self.gradients.clear()
+            self._reduce(min(self.num_weights, self.bucket))
+            self.gradients.clear()
+        elif self.filled:
+            self._reduce(self.filled)
+        self.passing.clear()
+
+    def step(self) -> None:
+        """The optimizer: what it needs beside what is held."""
+        self.ledger.go_to("optimizer step", "optimizer step")
+        if self.offloads_optimizer:
+            self.ledger.look()
+        elif self.stage == 3:
+            group = min(self.part, 10**9)  # stage3.py: sub_group_size
+            self.ledger.visit(GRADIENTS, FP32 * group)
+        elif self.stage and self.config.precision == "fp32":
+            self.ledger.visit(GRADIENTS, FP32 * self.part)
+        self.gradients.clear()
+        self.partition = None
