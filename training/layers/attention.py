@@ -87,6 +87,10 @@ class Attention(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool
     ) -> Tensor:
         """Values (B, H, T, K), weighted for queries (B, H, T, K), of this process alone."""
+        if mask is not None and q.is_cuda and q.shape[1] != k.shape[1]:
+            # Torch has no fused kernel for a mask and shared heads at once: it would compute all
+            # T x T weights of every head in memory.
+            k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))
         return F.scaled_dot_product_attention(
             q,
             k,

@@ -269,3 +269,25 @@ def test_zeros_are_derived_and_told():
 def test_contradictions_are_named_with_their_numbers(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **changes)
+
+
+@pytest.mark.gpu
+def test_masks_over_shared_heads_take_no_memory_of_all_pairs():
+    length = 4096
+    model = Model(
+        Config(
+            vocab_size=8,
+            d_model=64,
+            num_layers=1,
+            num_heads=8,
+            num_kv_heads=2,
+            max_positions=length,
+        )
+    )
+    model = model.cuda().bfloat16()
+    tokens = torch.zeros(1, length, dtype=torch.long, device="cuda")
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    model.features(tokens, documents=torch.zeros_like(tokens)).sum().backward()
+    all_pairs = 8 * length**2 * 4  # bytes of the weights of all heads, in fp32
+    assert torch.cuda.max_memory_allocated() - before < all_pairs
