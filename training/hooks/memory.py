@@ -70,15 +70,14 @@ class MemoryHook(Hook):
         say(f"memory of a rank: {self._predicted(measured, allocated=allocated)}")
 
     def _predicted(self, measured: int, *, allocated: bool) -> str:
-        predicted = "no formula for this model"
+        predicted = "no formula for this run"
         if self.prediction is not None:
             peak = self.prediction.peak
             predicted = f"predicted {peak.num_bytes / GIB:.2f} GiB in the {peak.moment}"
         if not allocated:
             return (
-                f"{predicted}; resident {measured / GIB:.2f} GiB at most, which is of the whole "
-                "process with its libraries: a CPU has no measure of tensors alone, but "
-                "python -m training.plan --probe counts them"
+                f"{predicted}; on a CPU only that of the whole process is known, "
+                f"{measured / GIB:.2f} GiB"
             )
         error = ""
         if self.prediction is not None:

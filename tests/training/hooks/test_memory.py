@@ -38,4 +38,4 @@ def test_row_scalars_and_line(
     line = capsys.readouterr().out
     assert "predicted 3.00 GiB in the backward of loss" in line
     assert ("measured 4.00 GiB (-25.0% predicted)" in line) == (device == "cuda")
-    assert ("resident 4.00 GiB at most" in line) == (device == "cpu")
+    assert ("of the whole process is known, 4.00 GiB" in line) == (device == "cpu")
