@@ -294,9 +294,9 @@ def save_and_load(folder, stage, precision, **settings):
         "on": on,
         "resumed": take(other, (2, 3)),
     }
-    take_steps(engine, (4,))
+    take(engine, (4,))
     engine.load(folder)
-    return case | {"back": take_steps(engine, (2, 3))}
+    return case | {"back": take(engine, (2, 3))}
 
 
 def layer_decay(folder, stage):
