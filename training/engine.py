@@ -12,7 +12,6 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from training.loss_scale import read_loss_scale, set_loss_scale
 from training.objective import Metrics, MicroBatch, Objective, count_parameters
 from training.partition import Partition
 from training.reshard import load_resharded
+from training.step_result import StepResult
 
 os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")  # no CUDA operator of DeepSpeed is compiled here
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -44,24 +44,6 @@ TAG = "deepspeed"
 """Folder of DeepSpeed's files inside a checkpoint."""
 RECOVERY_SCRIPT = Path(zero_to_fp32.__file__)
 """DeepSpeed's script that consolidates weights, which lies beside its files."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What one optimizer step did; tensors stay on the device until someone reads them."""
-
-    loss: torch.Tensor
-    """Mean loss over the targets of the global batch, nats per target, fp32 scalar."""
-    num_targets: torch.Tensor
-    """Targets of the global batch, int64 scalar."""
-    grad_norm: torch.Tensor | float
-    """Global L2 norm before clipping; infinite if it, summed in fp32, is not finite."""
-    skipped: bool
-    """The optimizer did not step and changed nothing: the norm is not finite, or was refused."""
-    loss_scale: float
-    """Of fp16; 1 otherwise."""
-    wants_stop: bool = False
-    """Some rank wishes that the run stops behind this step."""
 
 
 class Engine:
@@ -99,6 +81,8 @@ class Engine:
         )
         # An engine of stage 0 leaves its dtype behind, in which later ones would communicate.
         torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
+        if config.activation_checkpointing == "selective":
+            _restore_linear()
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory, asked or not
             self.deepspeed, *_ = deepspeed.initialize(
                 model=objective, optimizer=optimizer, config=settings, dist_init_required=False
@@ -384,6 +368,14 @@ def _consolidate(checkpoint_dir: Path, parts: list[list[torch.Tensor]]) -> dict[
     finally:
         zero_to_fp32.parse_optim_states = parse
     return state
+
+
+def _restore_linear() -> None:
+    """An engine of stage 3 changes torch's linear layer for the whole process; `selective` cannot
+    keep what the changed one adds its bias to, in place.
+    """
+    patches = deepspeed.runtime.zero.partition_parameters.InsertPostInitMethodToModuleSubClasses
+    nn.functional.linear = getattr(patches, "linear_bk", nn.functional.linear)
 
 
 def _without_compiled_operator() -> None:

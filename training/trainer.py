@@ -13,7 +13,8 @@ from training.checkpoint import RunState
 from training.objective import MicroBatch
 
 if TYPE_CHECKING:
-    from training.engine import Engine, StepResult
+    from training.engine import Engine
+    from training.step_result import StepResult
 
 
 class Batches(Protocol):

@@ -202,13 +202,3 @@ def weights(engine):
         [parameter for _, parameter in parameters], enabled=engine.config.zero_stage == 3
     ):
         return {name: parameter.detach().float().clone() for name, parameter in parameters}
-
-
-def restore_linear():
-    """DeepSpeed changes torch's linear layer for the whole process at the first engine of stage 3;
-    the engines that follow are to begin as they would in a process of their own.
-    """
-    from deepspeed.runtime.zero import partition_parameters
-
-    patches = partition_parameters.InsertPostInitMethodToModuleSubClasses
-    torch.nn.functional.linear = getattr(patches, "linear_bk", torch.nn.functional.linear)

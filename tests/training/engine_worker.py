@@ -22,7 +22,6 @@ from engine_line import (
     poison,
     reduce,
     refuse,
-    restore_linear,
     skipped_average,
     weights,
     with_fp16,
@@ -159,7 +158,6 @@ def build(
     ema_decay=0.0,
     **settings,
 ):
-    restore_linear()
     config = Config(zero_stage=stage, precision=precision, max_grad_norm=CLIP, **settings)
     model = build_model(dropout=dropout, seed=seed)
     apply_activation_checkpointing(model.blocks, config.activation_checkpointing, every_n=2)

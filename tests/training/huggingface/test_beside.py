@@ -137,7 +137,7 @@ def test_images_are_prepared_as_in_validation(tmp_path, width, height, mode, cro
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(tree))
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     found = processor(image, return_tensors="pt").pixel_values
-    # Their resize and ours round to 8 bits each by itself, and weigh the pixels of borders otherwise.
+    # Both round to 8 bits, each by itself, and weigh the pixels of borders otherwise.
     level = 1 / 255 / min(config.std) + 2e-6
     inside = slice(2, -2)
     torch.testing.assert_close(
