@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,16 +51,16 @@ class Result:
     error: str = ""
 
 
-def check_parity(num_ranks: int) -> Iterator[Finding]:
-    """Every case on one rank and on `num_ranks`, beside plain torch."""
+def check_parity(num_ranks: int, names: Sequence[str] = tuple(CASES)) -> Iterator[Finding]:
+    """Cases, all by default, on one rank and on `num_ranks`, beside plain torch."""
     rows = 4 * num_ranks  # so that each rank has four, to accumulate
-    by_ranks = {ranks: _run(ranks, rows) for ranks in sorted({1, num_ranks})}
+    by_ranks = {ranks: _run(ranks, rows, names) for ranks in sorted({1, num_ranks})}
     reference = by_ranks[1]["reference"]
     if reference.error:
         yield Finding("fault", "plain torch", reference.error)
         return
     yield Finding("ok", "plain torch", f"losses {_list(reference.losses)}")
-    for name in CASES:
+    for name in names:
         yield judge(name, reference, {n: results[name] for n, results in by_ranks.items()})
     bandwidth = by_ranks[num_ranks].get("bandwidth")
     if num_ranks > 1 and bandwidth:
@@ -88,18 +88,18 @@ def judge(name: str, reference: Result, results: dict[int, Result]) -> Finding:
     return Finding(verdict, name, "; ".join(texts))  # type: ignore[arg-type]
 
 
-def _run(num_ranks: int, rows: int) -> dict[str, Result]:
+def _run(num_ranks: int, rows: int, names: Sequence[str]) -> dict[str, Result]:
     """The results of processes of their own, so that a crash of one is a line here."""
     with tempfile.TemporaryDirectory() as folder:
         out, port = Path(folder) / "results.json", _free_port()
-        words = [str(out), str(rows)]
+        words = [str(out), str(rows), *names]
         ranks = [_start(rank, num_ranks, port, words) for rank in range(num_ranks)]
         errors = _wait(ranks)
         if out.exists():
             tree = json.loads(out.read_text())
             return {name: Result(**row) for name, row in tree.items()}
         failed = Result([], f"{num_ranks} ranks ended without results: {errors}")
-        return dict.fromkeys(("reference", "bandwidth", *CASES), failed)
+        return dict.fromkeys(("reference", "bandwidth", *names), failed)
 
 
 def _start(rank: int, num_ranks: int, port: int, words: list[str]) -> "subprocess.Popen[str]":

@@ -1,4 +1,4 @@
-"""A rank of `training.doctor.parity`: `python -m training.doctor.parity_rank OUT ROWS`."""
+"""A rank of `training.doctor.parity`: `python -m training.doctor.parity_rank OUT ROWS CASE ...`."""
 
 import json
 import sys
@@ -37,8 +37,8 @@ def main() -> None:
     initialize_distributed()
     out, rows = Path(sys.argv[1]), int(sys.argv[2])
     results = {"reference": _safely(partial(_train_plainly, rows))}
-    for name, settings in CASES.items():
-        results[name] = _safely(partial(_train, rows, **settings))
+    for name in sys.argv[3:]:
+        results[name] = _safely(partial(_train, rows, **CASES[name]))
     if distributed.world_size() > 1:
         results["bandwidth"] = _safely(_measure_all_reduce)
     if distributed.is_rank_zero():
