@@ -138,7 +138,7 @@ def test_images_are_prepared_as_in_validation(tmp_path, width, height, mode, cro
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     found = processor(image, return_tensors="pt").pixel_values
     # Both round to 8 bits, each by itself, and weigh the pixels of borders otherwise.
-    level = 1 / 255 / min(config.std) + 2e-6
+    level = 2e-6 + (1 / 255 / min(config.std) if (width, height) != (8, 8) else 0)
     inside = slice(2, -2)
     torch.testing.assert_close(
         found[..., inside, inside], expected[..., inside, inside], rtol=0, atol=level
