@@ -4,6 +4,7 @@
 #   make test            what CI runs
 #   make check           the quick part of it
 #   make soak            long campaigns of kills
+#   make cluster-test    real engines and services on this machine; what is missing is skipped, saying so
 #
 # PyPI's torch for Linux carries CUDA (5 GB). For a smaller CPU build name its index:
 #   make demo TORCH_INDEX=URL_OF_A_CPU_INDEX
@@ -12,9 +13,12 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
+# Two tests at a time, those of a file behind one another.
+PYTEST := $(BIN)/python -m pytest
+WORKERS := -n 2 --dist loadgroup --no-loadscope-reorder
 INDEX := $(if $(TORCH_INDEX),--index $(TORCH_INDEX) --index-strategy unsafe-best-match)
 
-.PHONY: demo test check lint soak clean
+.PHONY: demo test check lint soak cluster-test clean
 .DELETE_ON_ERROR:
 
 # Some machines forbid it; without it every process compiles torch and Beam anew, 2 s each time.
@@ -34,10 +38,10 @@ demo: $(VENV)/.installed
 	@echo "to watch them:      $(BIN)/tensorboard --logdir runs"
 
 test: lint
-	$(BIN)/python -m pytest -m "not soak"
+	$(PYTEST) $(WORKERS) -m "not soak and not cluster"
 
 check: lint
-	$(BIN)/python -m pytest -m "not slow and not soak"
+	$(PYTEST) $(WORKERS) -m "not slow and not soak and not cluster"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
@@ -45,7 +49,10 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 soak: $(VENV)/.installed
-	$(BIN)/python -m pytest -m soak
+	$(PYTEST) -m soak
+
+cluster-test: $(VENV)/.installed
+	$(PYTEST) -m cluster
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Millrace needs Python 3.11 or newer, $(PYTHON) is %s; name another as PYTHON=..." % sys.version.split()[0])'

@@ -12,8 +12,16 @@ settings.load_profile("millrace")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# A minute to set up, so their tests share one worker; all others go by file.
+_SHARED = ("two_ranks", "one_rank")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Tests that need a GPU are skipped, saying so, where there is none."""
+    """Divides tests among workers, and skips, saying so, what needs a GPU where there is none."""
+    for item in items:
+        shared = any(name in item.fixturenames for name in _SHARED)
+        item.add_marker(pytest.mark.xdist_group("ranks" if shared else item.nodeid.split("::")[0]))
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if wanting:
         import torch
