@@ -15,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Two tests at a time, those of a file behind one another.
 PYTEST := $(BIN)/python -m pytest
-WORKERS := -n 2 --dist loadgroup --no-loadscope-reorder
+WORKERS := -n 2 --no-loadscope-reorder
 INDEX := $(if $(TORCH_INDEX),--index $(TORCH_INDEX) --index-strategy unsafe-best-match)
 
 .PHONY: demo test check lint soak cluster-test clean

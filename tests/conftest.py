@@ -4,6 +4,7 @@ import signal
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 settings.register_profile("millrace", deadline=None)
 settings.load_profile("millrace")
@@ -12,16 +13,23 @@ settings.load_profile("millrace")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# A minute to set up, so their tests share one worker; all others go by file.
-_SHARED = ("two_ranks", "one_rank")
+class ByFile(LoadScopeScheduling):
+    """Tests of a file go to one worker of pytest-xdist, since they share what they set up.
+
+    Its marker for groups does nothing under pytest 9.2.
+    """
+
+    def _split_scope(self, nodeid):
+        # What the engine does on two ranks takes two minutes to set up, for the tests of two files.
+        return nodeid.split("::")[0].replace("test_engine_options.py", "test_engine.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_xdist_make_scheduler(config, log):
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items):
-    """Divides tests among workers, and skips, saying so, what needs a GPU where there is none."""
-    for item in items:
-        shared = any(name in item.fixturenames for name in _SHARED)
-        item.add_marker(pytest.mark.xdist_group("ranks" if shared else item.nodeid.split("::")[0]))
+    """Tests that need a GPU are skipped, saying so, where there is none."""
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if wanting:
         import torch

@@ -209,6 +209,13 @@ def _build_hooks(
         unit=kind.UNIT,
         units_per_sample=kind.units_per_sample(config),
     )
+    checkpoints = CheckpointHook(
+        run.dir / "checkpoints",
+        engine,
+        config.checkpoints,
+        config=configs.to_yaml(config),
+        settle=metrics.settle,
+    )
     anomalies = AnomalyHook(
         run.dir,
         config.anomalies,
@@ -216,6 +223,7 @@ def _build_hooks(
         positions=loader.dataset.order.global_batch,
         origins=loader.dataset.origins,
         global_batch_size=config.batch.global_batch_size,
+        publish=checkpoints.publish,
     )
     engine.admits = anomalies.admits
     hooks: list[Hook] = [
@@ -233,16 +241,7 @@ def _build_hooks(
     if config.evaluation.every_steps:
         hooks += _build_evaluations(config, run, engine, events)
     hooks += kind.build_hooks(config, run.manifest, run.task, engine, events)
-    hooks.append(
-        CheckpointHook(
-            run.dir / "checkpoints",
-            engine,
-            config.checkpoints,
-            config=configs.to_yaml(config),
-            settle=metrics.settle,
-        )
-    )
-    return hooks
+    return [*hooks, checkpoints]
 
 
 def _build_memory(

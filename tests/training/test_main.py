@@ -182,13 +182,16 @@ def test_a_diverged_run_ends_unless_told_otherwise(train, tmp_path, limit):
         assert "  skipped 5" in answer["stdout"]
 
 
-@pytest.mark.parametrize("policy", ["skip", "rollback"])
-def test_spikes_are_left_out_and_a_resumed_run_agrees(train, tmp_path, policy):
+@pytest.mark.parametrize(
+    ("policy", "asynchronous"), [("skip", False), ("rollback", False), ("rollback", True)]
+)
+def test_spikes_are_left_out_and_a_resumed_run_agrees(train, tmp_path, policy, asynchronous):
     """Small deviations are spikes here, so that every run has some."""
     whole, resumed = tmp_path / "run", tmp_path / "resumed"
     settings = ["anomalies.sigmas=2.5", "anomalies.window_steps=8", f"anomalies.spike={policy}"]
     settings += ["num_steps=40", "checkpoints.every_steps=5", "checkpoints.keep=0"]
     settings += ["optimizer.peak_learning_rate=0.003", "evaluation.every_steps=0"]
+    settings += [f"checkpoints.asynchronous={asynchronous}"]
     answer = train(*settings)
     assert answer["code"] == 0, answer
     anomalies = rows(whole, "anomalies.jsonl")

@@ -78,13 +78,19 @@ class AnomalyHook(Hook):
         positions: "Callable[[int, int], npt.NDArray[np.int64]]",
         origins: "Callable[[npt.NDArray[np.int64]], dict[str, dict[str, list[str]]]]",
         global_batch_size: int,
+        publish: Callable[[StepInfo], None],
     ) -> None:
-        """`positions` gives those of a batch, `origins` where their samples come from."""
+        """`positions` gives those of a batch, `origins` where their samples come from.
+
+        `publish` waits for a checkpoint that is written in the background: a rollback may go to it,
+        and it would be lost with the hooks of the steps that are rolled back.
+        """
         self.run_dir = run_dir
         self.config = config
         self.events = events
         self.positions, self.origins = positions, origins
         self.global_batch_size = global_batch_size
+        self.publish = publish
         self.log = StepLog(run_dir / LOG)
         self.judge = Judge(window_steps=config.window_steps, sigmas=config.sigmas)
         self.found: Anomaly | None = None
@@ -173,6 +179,7 @@ class AnomalyHook(Hook):
 
     def _roll_back(self, info: StepInfo, found: Anomaly) -> None:
         """To the last good checkpoint, or, where there is none, only past the batch."""
+        self.publish(info)
         target = checkpoint.find_last_good(self.run_dir / "checkpoints", warn=say)
         if target is None:
             say("there is no checkpoint to go back to")

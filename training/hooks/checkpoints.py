@@ -55,7 +55,7 @@ class CheckpointHook(Hook):
         ends = info.is_last or info.is_stopped
         is_due = ends or (every > 0 and step % every == 0)
         if self.saving and (is_due or self._is_written(self.saving)):
-            self.publish(step if is_due else self._following(info))
+            self._publish(step if is_due else self._following(info))
         if is_due:
             self._take(info, ends=ends)
 
@@ -64,8 +64,11 @@ class CheckpointHook(Hook):
         if self.saving:
             self.saving.abandon()
 
-    def publish(self, following: int) -> None:
+    def publish(self, info: StepInfo) -> None:
         """Wait for the one in the background, if there is any; every rank calls it."""
+        self._publish(self._following(info))
+
+    def _publish(self, following: int) -> None:
         if not self.saving:
             return
         saving, self.saving = self.saving, None

@@ -30,7 +30,7 @@ def build(tmp_path):
     def origins(positions):
         return {"train-000000.tar": {f"block-{n // 2}": [f"d{n}"] for n in positions.tolist()}}
 
-    def hook(*, folder=tmp_path, **settings):
+    def hook(*, folder=tmp_path, publish=lambda info: None, **settings):
         config = Config(**{"sigmas": 3.0, "window_steps": 8} | settings)
         return AnomalyHook(
             folder,
@@ -39,6 +39,7 @@ def build(tmp_path):
             positions=lambda seen, size: np.arange(seen, seen + size),
             origins=origins,
             global_batch_size=4,
+            publish=publish,
         )
 
     return hook
@@ -160,6 +161,22 @@ def test_back_to_the_last_good_checkpoint_and_past_the_batch(
     assert pass_over(tmp_path, state_of(4, samples_seen=16)).samples_seen == 16
     assert pass_over(tmp_path, state_of(8, samples_seen=48)).samples_seen == 48
     assert pass_over(tmp_path / "new", state_of(0)) == state_of(0)
+
+
+def test_back_to_the_checkpoint_that_is_in_the_background_still(
+    build, take, state_of, tmp_path, capsys
+):
+    checkpoint(tmp_path, state_of(2, samples_seen=8))
+    asked = []
+
+    def publish(info):
+        asked.append(info.state.step)
+        checkpoint(tmp_path, state_of(8, samples_seen=32))
+
+    with pytest.raises(Rollback):
+        take(build(spike="rollback", publish=publish), [*USUAL, 9.0])
+    assert asked == [9]
+    assert "back to step 8, and on behind the batch" in capsys.readouterr().out
 
 
 def test_too_many_rollbacks_to_one_checkpoint_end_the_run(build, take, state_of, tmp_path):
