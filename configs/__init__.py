@@ -20,7 +20,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from configs.describe import describe
 from configs.plugins import Plugin, nearest, plugin, plugin_config
 
-__all__ = ["ConfigError", "Plugin", "describe", "load", "plugin", "to_dict", "to_yaml"]
+__all__ = ["ConfigError", "Plugin", "describe", "load", "plugin", "read_tree", "to_dict", "to_yaml"]
 
 Schema = TypeVar("Schema")
 
@@ -40,14 +40,23 @@ def load(schema: type[Schema], path: str | Path | None, overrides: Sequence[str]
     Raises:
         ConfigError: unknown key, wrong type, missing value, unknown plugin, or a failed check.
     """
-    try:
-        merged = OmegaConf.merge(_read_yaml(path), _read_overrides(overrides))
-        tree = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(_one_line(error, "")) from None
+    tree = read_tree(path, overrides)
     texts = dict(override.split("=", 1) for override in overrides)
     choose = getattr(schema, "variant", None)
     return cast("Schema", _build(choose(tree) if choose else schema, tree, "", texts))
+
+
+def read_tree(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The YAML file at `path` with `key=value` overrides: what is written there, no defaults.
+
+    Raises:
+        ConfigError: no such file, no YAML, or an override that is none.
+    """
+    try:
+        merged = OmegaConf.merge(_read_yaml(path), _read_overrides(overrides))
+        return cast("dict[str, Any]", OmegaConf.to_container(merged, resolve=True))
+    except OmegaConfBaseException as error:
+        raise ConfigError(_one_line(error, "")) from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:

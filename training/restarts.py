@@ -8,6 +8,7 @@ checkpoint; torchrun itself would end its ranks 30 s later, and with an error.
 import argparse
 import os
 import signal
+import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -56,6 +57,7 @@ def launch(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import (  # noqa: PLC0415
         ChildFailedError,
     )
+    from torch.distributed.elastic.rendezvous.api import RendezvousError  # noqa: PLC0415
 
     distributed.hand_to_ranks()
     handler = _PassOn()
@@ -70,6 +72,13 @@ def launch(options: argparse.Namespace, arguments: Sequence[str]) -> None:
         words += ["--standalone"]
     try:
         run.run(run.parse_args([*words, "--module", "training", *arguments]))  # type: ignore[no-untyped-call]
+    except (socket.gaierror, RendezvousError) as error:
+        cause = str(error.__cause__ or error).splitlines()[0]
+        fail(
+            f"error: machines did not meet at --rdzv-endpoint {options.rdzv_endpoint}: {cause}; "
+            f"its host, and {socket.gethostname()}, the name of this one, need addresses that all "
+            "machines know and reach"
+        )
     except SignalException as error:  # Ctrl-C, or the terminal is gone
         fail("interrupted", code=128 + error.sigval)
     except ChildFailedError as error:

@@ -1,0 +1,265 @@
+"""Two hosts made of network namespaces, with sshd and pdsh: a rank on each.
+
+They share this machine's disk, as hosts of a cluster share a file system.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.services import need, wait_until
+
+NET = "10.77.31"
+NAMES = ("mill-h1", "mill-h2")
+
+
+class Hosts:
+    """Namespaces on a bridge, whose names are known by an ssh config and /etc/netns."""
+
+    def __init__(self, folder, env, daemons):
+        self.folder, self.env, self.daemons = folder, env, daemons
+
+    def start(self):
+        ip("link", "add", "mill-br", "type", "bridge")
+        ip("addr", "add", f"{NET}.254/24", "dev", "mill-br")
+        ip("link", "set", "mill-br", "up")
+        for number, name in enumerate(NAMES, 1):
+            self._add(name, number)
+        self._write_ssh()
+        for name in NAMES:
+            self._start_sshd(name)
+
+    def _add(self, name, number):
+        ip("netns", "add", name)
+        ip("link", "add", f"{name}-v", "type", "veth", "peer", "name", "eth0", "netns", name)
+        ip("link", "set", f"{name}-v", "master", "mill-br", "up")
+        for words in (
+            ("addr", "add", f"{NET}.{number}/24", "dev", "eth0"),
+            ("link", "set", "eth0", "up"),
+            ("link", "set", "lo", "up"),
+        ):
+            ip("-n", name, *words)
+        etc = Path("/etc/netns", name)  # what a namespace sees as /etc/hosts
+        etc.mkdir(parents=True, exist_ok=True)
+        lines = ["127.0.0.1 localhost", *(f"{NET}.{n} {one}" for n, one in enumerate(NAMES, 1))]
+        (etc / "hosts").write_text("\n".join(lines) + "\n")
+
+    def _write_ssh(self):
+        """A key of its own, and `ssh` first on the path, which knows it."""
+        for key in ("host_key", "user_key"):
+            run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / key)
+        (self.folder / "authorized").write_text((self.folder / "user_key.pub").read_text())
+        lines = ["StrictHostKeyChecking no", "UserKnownHostsFile /dev/null", "LogLevel ERROR"]
+        (self.folder / "ssh_config").write_text(
+            "\n".join([*lines, f"IdentityFile {self.folder}/user_key"]) + "\n"
+        )
+        bin_dir = self.folder / "bin"
+        bin_dir.mkdir()
+        (bin_dir / "ssh").write_text(
+            f'#!/bin/sh\nexec /usr/bin/ssh -F {self.folder}/ssh_config "$@"\n'
+        )
+        (bin_dir / "ssh").chmod(0o755)
+        self.env = {**self.env, "PATH": f"{bin_dir}:{self.env['PATH']}"}
+
+    def _start_sshd(self, name):
+        number = NAMES.index(name) + 1
+        config = self.folder / f"sshd-{name}"
+        config.write_text(
+            f"ListenAddress {NET}.{number}\nHostKey {self.folder}/host_key\nStrictModes no\n"
+            f"AuthorizedKeysFile {self.folder}/authorized\nPidFile none\nUsePAM no\n"
+            "PasswordAuthentication no\nPermitRootLogin yes\n"
+        )
+        Path("/run/sshd").mkdir(exist_ok=True)
+        named = f"hostname {name} && exec /usr/sbin/sshd -D -f {config}"
+        words = ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", named]
+        self.daemons.start(*words, log=self.folder / f"sshd-{name}.log")
+        up = lambda: self.on(NAMES[0], "ssh", name, "true").wait() == 0  # noqa: E731
+        wait_until(up, why=(self.folder / f"sshd-{name}.log").read_text)
+
+    def on(self, name, *words, **options):
+        """A process on a host."""
+        words = ["ip", "netns", "exec", name, *map(str, words)]
+        return subprocess.Popen(words, env=self.env, start_new_session=True, **options)
+
+    def stop(self):
+        for name in NAMES:
+            for pid in run("ip", "netns", "pids", name).split():
+                os.kill(int(pid), signal.SIGKILL)
+            ip("netns", "del", name)
+            (Path("/etc/netns", name) / "hosts").unlink()
+        ip("link", "del", "mill-br")
+
+
+def run(*words):
+    answer = subprocess.run([str(w) for w in words], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+def ip(*words):
+    run("ip", *words)
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory, cpu_env, daemons):
+    need("ip", "pdsh", "ssh", "ssh-keygen")
+    if not Path("/usr/sbin/sshd").exists():
+        pytest.skip("needs openssh-server")
+    if subprocess.run(["ip", "netns", "add", "mill-probe"], capture_output=True).returncode:
+        pytest.skip("may not make network namespaces")
+    ip("netns", "del", "mill-probe")
+    made = Hosts(tmp_path_factory.mktemp("hosts"), cpu_env, daemons)
+    made.start()
+    yield made
+    made.stop()
+
+
+class Launched:
+    """`python -m launch hosts` on the first host, for a run of its own."""
+
+    def __init__(self, hosts, folder, config):
+        self.hosts, self.folder, self.config = hosts, folder, config
+        self.run_dir, self.log = folder / "run", folder / "log"
+        (folder / "hostfile").write_text("".join(f"{name} slots=1\n" for name in NAMES))
+
+    def start(self, *settings):
+        env = ["DS_ACCELERATOR=cpu", "OMP_NUM_THREADS=1", "GLOO_SOCKET_IFNAME=eth0"]
+        env += [f"{name}={self.hosts.env[name]}" for name in ("PYTHONPATH", "PATH")]
+        words = ["-m", "launch", "hosts", self.config, f"launch.env=[{','.join(env)}]", *settings]
+        with self.log.open("a") as log:
+            self.process = self.hosts.on(
+                *(NAMES[0], sys.executable, *words, "--submit"),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+            )
+
+    def end(self, seconds=180):
+        try:
+            return self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(self.text) from None
+
+    @property
+    def text(self):
+        return self.log.read_text()
+
+    @property
+    def rows(self):
+        path = self.run_dir / "metrics.jsonl"
+        return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
+
+
+@pytest.fixture
+def launched(hosts, write_training, tmp_path):
+    made = []
+
+    def make(*, num_steps, zero_stage=2, every_steps=10):
+        config = write_training(
+            tmp_path, num_steps=num_steps, zero_stage=zero_stage, every_steps=every_steps
+        )
+        made.append(Launched(hosts, tmp_path, config))
+        return made[-1]
+
+    yield make
+    for one in made:
+        if one.process.poll() is None:
+            os.killpg(one.process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+@pytest.mark.parametrize("program", ["deepspeed", "torchrun"])
+def test_a_rank_on_each_host_trains_and_resumes(launched, program, zero_stage):
+    run = launched(num_steps=15, zero_stage=zero_stage)
+    run.start(f"hosts.program={program}")
+    assert run.end() == 0, run.text
+    assert f"2 cpu ranks, ZeRO stage {zero_stage}" in run.text
+    run.start(f"hosts.program={program}", "num_steps=25")
+    assert run.end() == 0, run.text
+    assert f"resumed from {run.run_dir}/checkpoints/step-00000015" in run.text
+    assert [row["step"] for row in run.rows] == list(range(1, 26))
+    assert [row["samples_seen"] for row in run.rows] == list(range(8, 201, 8))
+    assert (run.folder / ".deepspeed_env").exists() == (program == "deepspeed")
+
+
+def test_a_host_that_is_cut_off_ends_the_run_and_it_resumes_when_it_is_back(launched):
+    run = launched(num_steps=400, every_steps=20)
+    run.start()
+    wait_until(lambda: len(run.rows) > 30, why=lambda: run.text)
+    ip("link", "set", f"{NAMES[1]}-v", "down")
+    try:
+        assert run.end(240) != 0, run.text
+        assert "rank 0: ends, since rank 1 is gone" in run.text
+        run.start()
+        assert run.end() == 2, run.text
+        assert f"error: host {NAMES[1]}: is not reachable by ssh" in run.text
+    finally:
+        ip("link", "set", f"{NAMES[1]}-v", "up")
+        for pid in run_pids(NAMES[1], str(run.config)):
+            os.kill(pid, signal.SIGKILL)  # as a machine that was switched off and on
+    run.start()
+    assert run.end() == 0, run.text
+    assert "resumed from " in run.text
+    assert [row["step"] for row in run.rows] == list(range(1, 401))
+
+
+def run_pids(name, word):
+    pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout
+    return [
+        int(pid)
+        for pid in pids.split()
+        if word in Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    ]
+
+
+def test_ctrl_c_leaves_no_rank_behind(launched):
+    run = launched(num_steps=100000)
+    run.start("hosts.program=torchrun")
+    wait_until(lambda: len(run.rows) > 5, why=lambda: run.text)
+    os.killpg(run.process.pid, signal.SIGINT)
+    os.killpg(run.process.pid, signal.SIGINT)  # pdsh ends at the second one within a second
+    assert run.end(60) != 0
+    for name in NAMES:
+        wait_until(lambda name=name: not run_pids(name, "training"), seconds=60)
+
+
+@pytest.mark.parametrize(
+    ("hostfile", "told"),
+    [
+        ("mill-h1 slots=1\nmill-h9 slots=1\n", "host mill-h9: no address of that name is known"),
+        ("mill-h1 slots=1\n10.77.31.77 slots=1\n", "host 10.77.31.77: is not reachable by ssh"),
+    ],
+)
+def test_a_host_that_is_not_there(launched, hostfile, told):
+    run = launched(num_steps=5)
+    (run.folder / "hostfile").write_text(hostfile)
+    run.start("hosts.ssh_seconds=2")
+    assert run.end() == 2
+    assert told in run.text
+    assert "Traceback" not in run.text
+
+
+def test_a_port_that_is_taken_and_a_folder_that_is_not_shared(launched, hosts):
+    run = launched(num_steps=5)
+    listen = "s = socket.socket(); s.bind(('', 29517)); s.listen(); time.sleep(600)"
+    taker = hosts.on(NAMES[0], sys.executable, "-c", f"import socket, time; {listen}")
+    try:
+        wait_until(lambda: f":{29517:04X} " in run_in(NAMES[0], "cat", "/proc/net/tcp"))
+        run.start("launch.port=29517")
+        assert run.end() == 2
+        assert f"host {NAMES[0]}: port 29517 is taken; choose another by launch.port" in run.text
+    finally:
+        os.killpg(taker.pid, signal.SIGKILL)
+    run.start("data.dataset_dir=/nowhere")
+    assert run.end() == 2
+    for name in NAMES:
+        assert f"host {name} does not see /nowhere/manifest.json; share the folder" in run.text
+
+
+def run_in(name, *words):
+    return run("ip", "netns", "exec", name, *words)
