@@ -13,6 +13,7 @@ import warnings
 from configs import command, interrupts
 from training import distributed, restarts
 from training.config import TrainingConfig
+from training.preflight import check_nodes
 from training.run_lock import hold_run_dir
 from training.stop import Stop
 
@@ -55,6 +56,7 @@ def train(config: TrainingConfig) -> None:
     with stop.listening(), Watchdog(config.watchdog, stop) as watchdog:
         run = assembly.open_run(config)
         with hold_run_dir(run.dir):
+            check_nodes(config.preflight, run.dir, run.manifest.fingerprint)
             parts = assembly.build_engine(config, run)
             parts.wishes_stop = stop.is_wished
             state = assembly.fit(config, run, parts, watchdog)

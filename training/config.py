@@ -21,6 +21,7 @@ from training.hooks.probe import Config as ProbeConfig
 from training.hooks.samples import Config as SamplesConfig
 from training.hooks.watchdog import Config as WatchdogConfig
 from training.optimizer import Config as OptimizerConfig
+from training.preflight import Config as PreflightConfig
 from training.schedule import Config as ScheduleConfig
 
 
@@ -68,6 +69,8 @@ class TrainingConfig:
     """What to do at steps that are not finite or unlike those before."""
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     """What ends a run that hangs."""
+    preflight: PreflightConfig = field(default_factory=PreflightConfig)
+    """What is looked at before the first step, where there are several ranks."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Validation loss."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
