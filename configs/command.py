@@ -68,7 +68,7 @@ def _load(
     if arguments.config is None:
         parser.error("CONFIG is missing, as configs/... .yaml")
     try:
-        config = load(schema, _find(arguments.config), arguments.overrides)
+        config = load(schema, find(arguments.config), arguments.overrides)
     except ConfigError as error:
         fail(f"{parser.prog}: {error}")
     if arguments.dry_run:
@@ -93,17 +93,17 @@ def run(main: Callable[[], None], *, who: str = "") -> None:
         fail("interrupted", code=130)
 
 
-def fail(message: str, *, code: int = 2) -> NoReturn:
-    """Print one line to stderr, without credentials, and exit."""
-    sys.stderr.write(f"{redact(message)}\n")
-    sys.exit(code)
-
-
-def _find(path: str) -> Path:
+def find(path: str) -> Path:
     """A path as given, or of a config that the wheel carries: works from any folder."""
     given = Path(path)
     carried = Path(__file__).parent.parent / path
     return carried if not given.exists() and carried.is_file() else given
+
+
+def fail(message: str, *, code: int = 2) -> NoReturn:
+    """Print one line to stderr, without credentials, and exit."""
+    sys.stderr.write(f"{redact(message)}\n")
+    sys.exit(code)
 
 
 def _asks_help(argv: Sequence[str]) -> bool:

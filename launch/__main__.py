@@ -30,7 +30,8 @@ def main(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
     ours = [word for word in arguments.overrides if word.startswith(SECTIONS)]
     others = [word for word in arguments.overrides if word not in ours]
-    settings = configs.load(Settings, arguments.settings, ours)
+    path = command.find(arguments.settings) if arguments.settings else None
+    settings = configs.load(Settings, path, ours)
     in_image = arguments.launcher == "kubernetes"
     run = read_run(
         arguments.config,

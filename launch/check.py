@@ -4,6 +4,7 @@ import json
 import shlex
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,15 +34,17 @@ print("found " + json.dumps(found))
 
 
 def check_config(run: Run) -> None:
-    """Let the training stage read the config, as each rank will.
+    """Let the training stage read the config, as each rank will; here, where ranks run in an image.
 
     Raises:
         ValueError: with its own message.
     """
-    words = [run.python, "-m", "training", *run.arguments, "--dry-run"]
-    answer = subprocess.run(words, cwd=run.folder, capture_output=True, text=True, check=False)
+    here = Path(run.python).exists()
+    words = [run.python if here else sys.executable, "-m", "training", *run.arguments, "--dry-run"]
+    folder = run.folder if Path(run.folder).is_dir() else None
+    answer = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     if answer.returncode:
-        raise ValueError(answer.stderr.strip().splitlines()[-1] if answer.stderr else "no answer")
+        raise ValueError((answer.stderr.strip().splitlines() or ["no answer"])[-1])
 
 
 def check_time(run: Run, seconds: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import configs
+from configs import command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ def read_run(config: str, overrides: Sequence[str], *, folder: str, python: str)
     Raises:
         ConfigError: the file is missing or no YAML, an override is none, or there is no run_dir.
     """
-    tree = configs.read_tree(config, overrides)
+    tree = configs.read_tree(command.find(config), overrides)
     if not tree.get("run_dir"):
         raise configs.ConfigError(
             "run_dir: missing; give it a value in the YAML or as run_dir=FOLDER"

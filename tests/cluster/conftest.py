@@ -39,12 +39,16 @@ def daemons():
     kept.stop()
 
 
+def build_shakespeare(folder, env, *settings):
+    """Tiny Shakespeare, a token for each character, built by a user's command."""
+    words = [sys.executable, "-m", "pipeline", ROOT / "configs/pipeline/tiny_shakespeare.yaml"]
+    subprocess.run([*words, f"dataset_dir={folder}", *settings], check=True, env=env, cwd=ROOT)
+
+
 @pytest.fixture(scope="session")
 def text_dataset(tmp_path_factory, cpu_env):
-    """Tiny Shakespeare, a token for each character, built by a user's command."""
     folder = tmp_path_factory.mktemp("dataset") / "shakespeare"
-    words = [sys.executable, "-m", "pipeline", ROOT / "configs/pipeline/tiny_shakespeare.yaml"]
-    subprocess.run([*words, f"dataset_dir={folder}"], check=True, env=cpu_env, cwd=ROOT)
+    build_shakespeare(folder, cpu_env)
     return folder
 
 

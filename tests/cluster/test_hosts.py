@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.conftest import ROOT, build_shakespeare
 from tests.cluster.services import need, wait_until
 
 NET = "10.77.31"
@@ -23,6 +24,7 @@ class Hosts:
 
     def __init__(self, folder, env, daemons):
         self.folder, self.env, self.daemons = folder, env, daemons
+        self.sshd = {}
 
     def start(self):
         ip("link", "add", "mill-br", "type", "bridge")
@@ -66,20 +68,30 @@ class Hosts:
         (bin_dir / "ssh").chmod(0o755)
         self.env = {**self.env, "PATH": f"{bin_dir}:{self.env['PATH']}"}
 
-    def _start_sshd(self, name):
+    def _start_sshd(self, name, *lines):
+        """In a namespace of mounts and one of names, too: a host of its own."""
         number = NAMES.index(name) + 1
         config = self.folder / f"sshd-{name}"
         config.write_text(
             f"ListenAddress {NET}.{number}\nHostKey {self.folder}/host_key\nStrictModes no\n"
             f"AuthorizedKeysFile {self.folder}/authorized\nPidFile none\nUsePAM no\n"
-            "PasswordAuthentication no\nPermitRootLogin yes\n"
+            + "".join(f"{line}\n" for line in ["PermitRootLogin yes", *lines])
         )
         Path("/run/sshd").mkdir(exist_ok=True)
         named = f"hostname {name} && exec /usr/sbin/sshd -D -f {config}"
-        words = ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", named]
-        self.daemons.start(*words, log=self.folder / f"sshd-{name}.log")
+        words = ["ip", "netns", "exec", name, "unshare", "--uts", "--mount", "sh", "-c", named]
+        self.sshd[name] = self.daemons.start(*words, log=self.folder / f"sshd-{name}.log")
         up = lambda: self.on(NAMES[0], "ssh", name, "true").wait() == 0  # noqa: E731
         wait_until(up, why=(self.folder / f"sshd-{name}.log").read_text)
+
+    def restart(self, name, *lines, over=()):
+        """As another host: more lines of sshd_config, and files that lie over others there."""
+        self.sshd[name].terminate()
+        self.sshd[name].wait()
+        self._start_sshd(name, *lines)
+        for other, path in over:
+            words = ["-t", self.sshd[name].pid, "-m", "mount", "--bind", other, path]
+            run("nsenter", *words)
 
     def on(self, name, *words, **options):
         """A process on a host."""
@@ -215,6 +227,38 @@ def run_pids(name, word):
         for pid in pids.split()
         if word in Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
     ]
+
+
+FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+
+
+@pytest.mark.parametrize("what", ["code of Millrace", "dataset", "clock"])
+def test_a_host_that_differs_is_refused(launched, hosts, text_dataset, cpu_env, tmp_path, what):
+    run = launched(num_steps=5)
+    lines, over = [], []
+    if what == "clock":
+        if not FAKETIME.exists():
+            pytest.skip("needs faketime")
+        lines = [f"SetEnv LD_PRELOAD={FAKETIME} FAKETIME=+60s"]
+    elif what == "dataset":
+        build_shakespeare(tmp_path / "other", cpu_env, "shuffle_seed=1")
+        over = [(tmp_path / "other", text_dataset)]
+    else:
+        (tmp_path / "ema.py").write_text((ROOT / "training/ema.py").read_text() + "# other\n")
+        over = [(tmp_path / "ema.py", ROOT / "training/ema.py")]
+    hosts.restart(NAMES[1], *lines, over=over)
+    try:
+        run.start()
+        assert run.end() != 0
+        told = {"clock": f"the clock of {NAMES[1]} is 60 s ahead of that of {NAMES[0]}"}
+        assert f"error: nodes differ: {told.get(what, f'{what} of {NAMES[1]} is ')}" in run.text
+        assert "Traceback" not in run.text
+        assert run.rows == []
+    finally:
+        hosts.restart(NAMES[1])
+    run.start()
+    assert run.end() == 0, run.text
+    assert "2 nodes with the same code, versions and dataset; between two of them" in run.text
 
 
 def test_ctrl_c_leaves_no_rank_behind(launched):
