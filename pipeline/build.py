@@ -18,6 +18,7 @@ from pipeline import text
 from pipeline.config import LOCAL, PipelineConfig, TextPipelineConfig, byte_config
 from pipeline.corpus import Portion, plan_portions
 from pipeline.decide import Terms, decide
+from pipeline.engine_flags import complete_flags
 from pipeline.fingerprints import portion_fingerprints, request_fingerprint
 from pipeline.kind import Kind
 from pipeline.leaks import note_leaks
@@ -52,11 +53,12 @@ def build(config: PipelineConfig, flags: Sequence[str] = (), *, spills: bool | N
     started = time.monotonic()
     dataset_dir = Path(config.dataset_dir.removeprefix(LOCAL)).resolve()
     _check_apart(dataset_dir, config.corpus.config.path)
+    flags = complete_flags(flags, num_workers=config.num_workers)
     portions = plan_portions(config.corpus.module, config.corpus.config)
     engine = Engine(
         num_workers=config.num_workers
         or sensible_workers(portions, config.corpus.config.work_factor),
-        flags=tuple(flags),
+        flags=flags,
         spills=uses_local_runner(flags) if spills is None else spills,
     )
     request = request_fingerprint(config, portions)

@@ -23,6 +23,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from configs.redact import redact
+from pipeline.engine_flags import read_flag
 from pipeline.refused import RefusedError
 
 THREAD_VARIABLES = ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "POLARS_MAX_THREADS")
@@ -58,7 +59,7 @@ class StageError(RuntimeError):
 
 def uses_local_runner(flags: Sequence[str]) -> bool:
     """Whether the flags leave the build on this machine's own runner."""
-    named = _runner(flags)
+    named = read_flag(flags, "runner")
     return named is None or named in LOCAL_RUNNERS
 
 
@@ -72,7 +73,7 @@ def run_beam(construct: Callable[[beam.Pipeline], None], engine: Engine, error_l
     options = PipelineOptions([f"--direct_num_workers={engine.num_workers}", *engine.flags])
     _export_path()
     _silence()
-    runner = None if _runner(engine.flags) else _local_runner(engine.num_workers)
+    runner = None if read_flag(engine.flags, "runner") else _local_runner(engine.num_workers)
     pipeline = beam.Pipeline(runner=runner, options=options)
     construct(pipeline)
     watch = _Watch(error_log)
@@ -197,15 +198,6 @@ def innermost(error: BaseException) -> tuple[str, str]:
     found = _ERROR.findall(text)
     name, message = found[-1] if found else (type(error).__name__, text)
     return name, " ".join(message.split())
-
-
-def _runner(flags: Sequence[str]) -> str | None:
-    for place, flag in enumerate(flags):
-        if flag.startswith("--runner="):
-            return flag.partition("=")[2]
-        if flag == "--runner" and place + 1 < len(flags):
-            return flags[place + 1]
-    return None
 
 
 def _local_runner(num_workers: int) -> FnApiRunner:

@@ -13,48 +13,31 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.conftest import ROOT, build_shakespeare
+from tests.cluster.network import Network, inside
+from tests.cluster.network import run as shell
 from tests.cluster.services import need, wait_until
 
-NET = "10.77.31"
 NAMES = ("mill-h1", "mill-h2")
 
 
 class Hosts:
-    """Namespaces on a bridge, whose names are known by an ssh config and /etc/netns."""
+    """A network of two, with an sshd each, and `ssh` that gets in without a password."""
 
     def __init__(self, folder, env, daemons):
         self.folder, self.env, self.daemons = folder, env, daemons
+        self.network = Network("10.77.31", "mill-br", NAMES)
         self.sshd = {}
 
     def start(self):
-        ip("link", "add", "mill-br", "type", "bridge")
-        ip("addr", "add", f"{NET}.254/24", "dev", "mill-br")
-        ip("link", "set", "mill-br", "up")
-        for number, name in enumerate(NAMES, 1):
-            self._add(name, number)
+        self.network.start()
         self._write_ssh()
         for name in NAMES:
             self._start_sshd(name)
 
-    def _add(self, name, number):
-        ip("netns", "add", name)
-        ip("link", "add", f"{name}-v", "type", "veth", "peer", "name", "eth0", "netns", name)
-        ip("link", "set", f"{name}-v", "master", "mill-br", "up")
-        for words in (
-            ("addr", "add", f"{NET}.{number}/24", "dev", "eth0"),
-            ("link", "set", "eth0", "up"),
-            ("link", "set", "lo", "up"),
-        ):
-            ip("-n", name, *words)
-        etc = Path("/etc/netns", name)  # what a namespace sees as /etc/hosts
-        etc.mkdir(parents=True, exist_ok=True)
-        lines = ["127.0.0.1 localhost", *(f"{NET}.{n} {one}" for n, one in enumerate(NAMES, 1))]
-        (etc / "hosts").write_text("\n".join(lines) + "\n")
-
     def _write_ssh(self):
         """A key of its own, and `ssh` first on the path, which knows it."""
         for key in ("host_key", "user_key"):
-            run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / key)
+            shell("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / key)
         (self.folder / "authorized").write_text((self.folder / "user_key.pub").read_text())
         lines = ["StrictHostKeyChecking no", "UserKnownHostsFile /dev/null", "LogLevel ERROR"]
         (self.folder / "ssh_config").write_text(
@@ -70,16 +53,16 @@ class Hosts:
 
     def _start_sshd(self, name, *lines):
         """In a namespace of mounts and one of names, too: a host of its own."""
-        number = NAMES.index(name) + 1
         config = self.folder / f"sshd-{name}"
         config.write_text(
-            f"ListenAddress {NET}.{number}\nHostKey {self.folder}/host_key\nStrictModes no\n"
-            f"AuthorizedKeysFile {self.folder}/authorized\nPidFile none\nUsePAM no\n"
+            f"ListenAddress {self.network.address(name)}\nHostKey {self.folder}/host_key\n"
+            f"StrictModes no\nAuthorizedKeysFile {self.folder}/authorized\n"
+            "PidFile none\nUsePAM no\n"
             + "".join(f"{line}\n" for line in ["PermitRootLogin yes", *lines])
         )
         Path("/run/sshd").mkdir(exist_ok=True)
         named = f"hostname {name} && exec /usr/sbin/sshd -D -f {config}"
-        words = ["ip", "netns", "exec", name, "unshare", "--uts", "--mount", "sh", "-c", named]
+        words = inside(name, "unshare", "--uts", "--mount", "sh", "-c", named)
         self.sshd[name] = self.daemons.start(*words, log=self.folder / f"sshd-{name}.log")
         up = lambda: self.on(NAMES[0], "ssh", name, "true").wait() == 0  # noqa: E731
         wait_until(up, why=(self.folder / f"sshd-{name}.log").read_text)
@@ -91,44 +74,23 @@ class Hosts:
         self._start_sshd(name, *lines)
         for other, path in over:
             words = ["-t", self.sshd[name].pid, "-m", "mount", "--bind", other, path]
-            run("nsenter", *words)
+            shell("nsenter", *words)
 
     def on(self, name, *words, **options):
         """A process on a host."""
-        words = ["ip", "netns", "exec", name, *map(str, words)]
+        words = inside(name, *words)
         return subprocess.Popen(words, env=self.env, start_new_session=True, **options)
-
-    def stop(self):
-        for name in NAMES:
-            for pid in run("ip", "netns", "pids", name).split():
-                os.kill(int(pid), signal.SIGKILL)
-            ip("netns", "del", name)
-            (Path("/etc/netns", name) / "hosts").unlink()
-        ip("link", "del", "mill-br")
-
-
-def run(*words):
-    answer = subprocess.run([str(w) for w in words], capture_output=True, text=True)
-    assert answer.returncode == 0, answer.stderr
-    return answer.stdout
-
-
-def ip(*words):
-    run("ip", *words)
 
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory, cpu_env, daemons):
-    need("ip", "pdsh", "ssh", "ssh-keygen")
+    need("pdsh", "ssh", "ssh-keygen")
     if not Path("/usr/sbin/sshd").exists():
         pytest.skip("needs openssh-server")
-    if subprocess.run(["ip", "netns", "add", "mill-probe"], capture_output=True).returncode:
-        pytest.skip("may not make network namespaces")
-    ip("netns", "del", "mill-probe")
     made = Hosts(tmp_path_factory.mktemp("hosts"), cpu_env, daemons)
     made.start()
     yield made
-    made.stop()
+    made.network.stop()
 
 
 class Launched:
@@ -203,7 +165,8 @@ def test_a_host_that_is_cut_off_ends_the_run_and_it_resumes_when_it_is_back(laun
     run = launched(num_steps=400, every_steps=20)
     run.start()
     wait_until(lambda: len(run.rows) > 30, why=lambda: run.text)
-    ip("link", "set", f"{NAMES[1]}-v", "down")
+    launched_on = run.hosts.network
+    launched_on.cut(NAMES[1])
     try:
         assert run.end(240) != 0, run.text
         assert "rank 0: ends, since rank 1 is gone" in run.text
@@ -211,22 +174,13 @@ def test_a_host_that_is_cut_off_ends_the_run_and_it_resumes_when_it_is_back(laun
         assert run.end() == 2, run.text
         assert f"error: host {NAMES[1]}: is not reachable by ssh" in run.text
     finally:
-        ip("link", "set", f"{NAMES[1]}-v", "up")
-        for pid in run_pids(NAMES[1], str(run.config)):
+        launched_on.mend(NAMES[1])
+        for pid in launched_on.pids(NAMES[1], str(run.config)):
             os.kill(pid, signal.SIGKILL)  # as a machine that was switched off and on
     run.start()
     assert run.end() == 0, run.text
     assert "resumed from " in run.text
     assert [row["step"] for row in run.rows] == list(range(1, 401))
-
-
-def run_pids(name, word):
-    pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout
-    return [
-        int(pid)
-        for pid in pids.split()
-        if word in Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    ]
 
 
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
@@ -269,7 +223,7 @@ def test_ctrl_c_leaves_no_rank_behind(launched):
     os.killpg(run.process.pid, signal.SIGINT)  # pdsh ends at the second one within a second
     assert run.end(60) != 0
     for name in NAMES:
-        wait_until(lambda name=name: not run_pids(name, "training"), seconds=60)
+        wait_until(lambda name=name: not run.hosts.network.pids(name, "training"), seconds=60)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +247,7 @@ def test_a_port_that_is_taken_and_a_folder_that_is_not_shared(launched, hosts):
     listen = "s = socket.socket(); s.bind(('', 29517)); s.listen(); time.sleep(600)"
     taker = hosts.on(NAMES[0], sys.executable, "-c", f"import socket, time; {listen}")
     try:
-        wait_until(lambda: f":{29517:04X} " in run_in(NAMES[0], "cat", "/proc/net/tcp"))
+        wait_until(lambda: f":{29517:04X} " in shell(*inside(NAMES[0], "cat", "/proc/net/tcp")))
         run.start("launch.port=29517")
         assert run.end() == 2
         assert f"host {NAMES[0]}: port 29517 is taken; choose another by launch.port" in run.text
@@ -303,7 +257,3 @@ def test_a_port_that_is_taken_and_a_folder_that_is_not_shared(launched, hosts):
     assert run.end() == 2
     for name in NAMES:
         assert f"host {name} does not see /nowhere/manifest.json; share the folder" in run.text
-
-
-def run_in(name, *words):
-    return run("ip", "netns", "exec", name, *words)

@@ -1,0 +1,189 @@
+"""One build, the same bytes: on this machine's runner, on Flink, on Spark and on Prism.
+
+Workers are Beam's worker pools (EXTERNAL), as in a cluster.
+"""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tests.cluster.conftest import ROOT
+from tests.cluster.engines import MACHINES, Flink, Prism, Spark
+from tests.cluster.services import Daemons, wait_until
+
+ENGINES = {"flink": Flink, "spark": Spark, "prism": Prism}
+
+
+@contextmanager
+def started(kind, folder, env):
+    """One at a time: each takes gigabytes. None of its processes is left."""
+    daemons, made = Daemons(), None
+    try:
+        made = kind(daemons, folder, env)
+        yield made
+    finally:
+        daemons.stop()
+        if made:
+            made.stop()
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request, tmp_path_factory, cpu_env):
+    with started(ENGINES[request.param], tmp_path_factory.mktemp(request.param), cpu_env) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def flink(tmp_path_factory, cpu_env):
+    with started(Flink, tmp_path_factory.mktemp("faults"), cpu_env) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    """A build of text with many stages, and one of images: the words of each command."""
+    folder = tmp_path_factory.mktemp("corpora")
+    text = ROOT / "configs/corpora/tiny_shakespeare.txt"
+    speeches = text.read_text().split("\n\n")
+    for number in range(4):
+        part = folder / f"text/{number}.txt"
+        part.parent.mkdir(exist_ok=True)
+        part.write_text("\n\n".join(speeches[number::4] + speeches[:200]))
+    for number in range(120):
+        values = np.random.default_rng(number).integers(0, 256, (6, 8, 3), np.uint8)
+        path = folder / f"images/{'cat' if number % 3 else 'dog'}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(values).resize((80, 60)).save(path)
+    (folder / "images/dog/broken.jpg").write_bytes(b"nothing")
+    tiny = ["configs/pipeline/tiny_shakespeare.yaml", f"corpus.path=[{folder}/text/*.txt]"]
+    images = ["configs/pipeline/image_folder.yaml", f"corpus.path=[{folder}/images]"]
+    shape = ["images.resize.size=48", "shards.target_mib=0.05", "max_bad_fraction=0.5"]
+    return {
+        "text": [*tiny, "deduplicate=true", "shards.target_mib=0.2", "tokenizer.kind=train"]
+        + ["tokenizer.vocab_size=500"],
+        "images": [*images, *shape, "split.fraction=0.2", "near_duplicates.enabled=true"],
+    }
+
+
+def build(words, dataset_dir, env, *flags):
+    words = [sys.executable, "-m", "pipeline", *words, f"dataset_dir={dataset_dir}", *flags]
+    return subprocess.Popen(
+        list(map(str, words)),
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process, seconds=400):
+    text, _ = process.communicate(timeout=seconds)
+    return process.returncode, text
+
+
+def hashes(dataset_dir):
+    paths = [*dataset_dir.glob("*.tar"), *dataset_dir.glob("*.idx"), dataset_dir / "manifest.json"]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory, corpora, cpu_env):
+    """What this machine's runner makes of each corpus."""
+    made = {}
+    for kind, words in corpora.items():
+        folder = tmp_path_factory.mktemp("local") / kind
+        code, text = finish(build(words, folder, cpu_env))
+        assert code == 0, text
+        made[kind] = hashes(folder)
+        assert sum(name.endswith(".tar") for name in made[kind]) > 4
+    return made
+
+
+@pytest.mark.parametrize("kind", ["text", "images"])
+def test_the_same_bytes(engine, corpora, local, cpu_env, tmp_path, kind):
+    env = {**cpu_env, **engine.env}
+    process = build(corpora[kind], tmp_path / kind, env, *engine.flags())
+    code, text = finish(process)
+    assert code == 0, text + engine.logs()
+    assert hashes(tmp_path / kind) == local[kind]
+    assert not (tmp_path / kind / ".work").exists()
+    verify = [sys.executable, "-m", "pipeline.verify", tmp_path / kind]
+    subprocess.run(verify, check=True, env=cpu_env, cwd=ROOT, capture_output=True)
+
+
+def test_a_killed_task_manager_is_survived_or_a_rerun_finishes(
+    flink, corpora, local, cpu_env, tmp_path
+):
+    folder, env = tmp_path / "text", {**cpu_env, **flink.env}
+    process = build(corpora["text"], folder, env, *flink.flags())
+    wait_until(lambda: flink.get("/overview").get("jobs-running"), why=flink.logs)
+    time.sleep(3)
+    name = MACHINES[0]
+    os.killpg(flink.managers[name].pid, signal.SIGKILL)
+    flink.managers[name] = flink.start_manager(name)
+    assert_whole_or_nothing(process, folder, corpora["text"], local["text"], env, flink)
+
+
+def test_a_killed_worker_pool_is_survived_or_a_rerun_finishes(
+    flink, corpora, local, cpu_env, tmp_path
+):
+    folder, env = tmp_path / "text", {**cpu_env, **flink.env}
+    process = build(corpora["text"], folder, env, *flink.flags())
+    wait_until(lambda: flink.get("/overview").get("jobs-running"), why=flink.logs)
+    time.sleep(3)
+    name = MACHINES[0]
+    os.killpg(flink.pools[name].pid, signal.SIGKILL)
+    flink.pools[name] = flink.start_pool(name)
+    assert_whole_or_nothing(process, folder, corpora["text"], local["text"], env, flink)
+
+
+def test_a_cancelled_job_fails_clearly_and_a_rerun_finishes(
+    flink, corpora, local, cpu_env, tmp_path
+):
+    folder, env = tmp_path / "text", {**cpu_env, **flink.env}
+    process = build(corpora["text"], folder, env, *flink.flags())
+    running = lambda: [  # noqa: E731
+        job["id"]
+        for job in flink.get("/jobs/overview").get("jobs", [])
+        if job["state"] == "RUNNING"
+    ]
+    wait_until(running, why=flink.logs)
+    url = f"http://{flink.address}/jobs/{running()[0]}?mode=cancel"
+    urllib.request.urlopen(urllib.request.Request(url, method="PATCH"), timeout=10).close()
+    assert_whole_or_nothing(process, folder, corpora["text"], local["text"], env, flink)
+
+
+def test_a_killed_build_and_its_job_server_leave_nothing_wrong(
+    flink, corpora, local, cpu_env, tmp_path
+):
+    folder, env = tmp_path / "text", {**cpu_env, **flink.env}
+    process = build(corpora["text"], folder, env, *flink.flags())
+    wait_until(lambda: flink.get("/overview").get("jobs-running"), why=flink.logs)
+    os.killpg(process.pid, signal.SIGKILL)  # the job server is a child of the build
+    process.wait()
+    assert not (folder / "manifest.json").exists()
+    rerun = build(corpora["text"], folder, env, *flink.flags())
+    assert_whole_or_nothing(rerun, folder, corpora["text"], local["text"], env, flink)
+
+
+def assert_whole_or_nothing(process, folder, words, expected, env, flink):
+    """The job finishes with the same bytes, or fails in a line and a rerun finishes it."""
+    code, text = finish(process)
+    if code:
+        assert not (folder / "manifest.json").exists()
+        assert "error: " in text, text
+        assert "Traceback" not in text, text
+        code, text = finish(build(words, folder, env, *flink.flags()))
+    assert code == 0, text + flink.logs()
+    assert hashes(folder) == expected
