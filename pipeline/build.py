@@ -22,6 +22,7 @@ from pipeline.engine_flags import complete_flags
 from pipeline.fingerprints import portion_fingerprints, request_fingerprint
 from pipeline.kind import Kind
 from pipeline.leaks import note_leaks
+from pipeline.listing import write_listing
 from pipeline.lock import DatasetLock
 from pipeline.manifest import hash_config
 from pipeline.plan import partition_bits
@@ -120,13 +121,13 @@ def _run(
     work, compare = terms.work, kind.compare(terms.work, len(portions))
     fingerprints = portion_fingerprints(config, portions, terms.placement, kind.fingerprint)
     unfinished = _unfinished(portions, fingerprints, work, spills=engine.spills)
-    ordered = spread_order(unfinished, engine.num_workers)
+    listing = write_listing(work, spread_order(unfinished, engine.num_workers), fingerprints)
 
     def construct(pipeline: beam.Pipeline) -> None:
         _ = (
             pipeline
-            | "EncodedDocuments" >> kind.encoded(ordered, work)
-            | "BuildShards" >> BuildShards(fingerprints, terms, settings, engine.spills, compare)
+            | "EncodedDocuments" >> kind.encoded(listing, work)
+            | "BuildShards" >> BuildShards(listing, terms, settings, engine.spills, compare)
         )
 
     with ProgressDisplay(work, unfinished, "reading"):

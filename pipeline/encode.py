@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -22,7 +23,7 @@ class EncodeDocuments(beam.PTransform):  # type: ignore[misc]
     """Batches of documents -> batches of rows of `ENCODED`: tokens, end of document included."""
 
     tokenizer: str
-    """Text of tokenizer.json: it travels to the Beam workers, which may share no file system."""
+    """Path of a tokenizer.json that all workers see; one of 128,000 tokens would fill a job."""
     end_of_document: str
     """Special token behind every document."""
     engine: str = "fast"
@@ -71,4 +72,5 @@ class _Encode(beam.DoFn):  # type: ignore[misc]
 
 @lru_cache(maxsize=1)
 def _load(tokenizer: str, end_of_document: str, engine: str) -> Encoder:
-    return load_encoder(tokenizer, end_of_document=end_of_document, engine=engine)
+    text = Path(tokenizer).read_text(encoding="utf-8")
+    return load_encoder(text, end_of_document=end_of_document, engine=engine)

@@ -3,13 +3,11 @@
 The driver, the shuffle, the plan, the shards and the publication know no more of a kind than this.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import apache_beam as beam
 
-from pipeline.corpus import Portion
 from pipeline.decide import Decision
 from pipeline.shards import SampleCutter
 from pipeline.work import WorkFolder
@@ -32,7 +30,7 @@ class Kind(Protocol):
         """The weight of a shard of a wished size."""
         ...
 
-    def encoded(self, portions: Sequence[Portion], work: WorkFolder) -> beam.PTransform:
+    def encoded(self, listing: str, work: WorkFolder) -> beam.PTransform:
         """Nothing -> batches of rows of `ENCODED`, of all portions."""
         ...
 

@@ -5,7 +5,7 @@ the local runner, whose GroupByKey holds everything in the memory of one process
 to sorted spill files and Beam carries places only; on other runners it rides in their GroupByKey.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,8 +36,8 @@ class GroupByShard(beam.PTransform):  # type: ignore[misc]
     """Of this build."""
     placement: Placement
     """Decides each document's place."""
-    fingerprints: dict[int, str]
-    """Of each portion, by index."""
+    fingerprint: Callable[[int], str]
+    """Of a portion, by its index."""
     make_plan: Any
     """Callable without arguments: the plan, from the completion records in the work folder."""
     spills: bool
@@ -57,7 +57,8 @@ class Spread(beam.PTransform):  # type: ignore[misc]
     def expand(self, elements: beam.PCollection) -> beam.PCollection:
         return (
             elements
-            | "Number" >> beam.Map(lambda element: (element[0], element[1]))
+            | "Number"
+            >> beam.Map(lambda element: (element[0], element[1])).with_output_types(tuple[int, Any])
             | "Spread" >> beam.GroupByKey()
             | "Unnumber" >> beam.FlatMap(lambda group: group[1])
         )
@@ -74,7 +75,7 @@ def plan_when_done(portions: beam.PCollection, stage: GroupByShard) -> beam.PCol
 
 
 def _group_by_spills(batches: beam.PCollection, stage: GroupByShard) -> beam.PCollection:
-    spill = _SpillPortion(stage.work, stage.placement, stage.fingerprints)
+    spill = _SpillPortion(stage.work, stage.placement, stage.fingerprint)
     portions = batches | "SpillPortions" >> beam.ParDo(spill)
     plan = plan_when_done(portions, stage)
     folder = str(stage.work.spills)
@@ -106,11 +107,11 @@ class _SpillPortion(beam.DoFn):  # type: ignore[misc]
     """Collects the batches of a portion, which arrive together, and writes what is kept of it."""
 
     def __init__(
-        self, work: WorkFolder, placement: Placement, fingerprints: dict[int, str]
+        self, work: WorkFolder, placement: Placement, fingerprint: Callable[[int], str]
     ) -> None:
         self.work = work
         self.placement = placement
-        self.fingerprints = fingerprints
+        self.fingerprint = fingerprint
         self.portion: int | None = None
 
     def process(self, batch: Batch) -> Iterator[int]:
@@ -120,7 +121,7 @@ class _SpillPortion(beam.DoFn):  # type: ignore[misc]
         self._hold(batch)
         if batch.last:
             self._spill()
-            fingerprint = self.fingerprints[self.portion]
+            fingerprint = self.fingerprint(self.portion)
             self.open.sums.write(self.work, self.portion, fingerprint, tuple(self.open.spills))
             yield self.portion
             self.portion = None
@@ -160,7 +161,7 @@ def _group_by_key(batches: beam.PCollection, stage: GroupByShard) -> beam.PColle
         batches
         | "WithoutPayload" >> beam.Map(_without_payload, stage.placement)
         | "GroupPortions" >> beam.GroupByKey()
-        | "FinishPortions" >> beam.Map(_finish, stage.work, stage.placement, stage.fingerprints)
+        | "FinishPortions" >> beam.Map(_finish, stage.work, stage.placement, stage.fingerprint)
     )
     plan = beam.pvalue.AsSingleton(plan_when_done(portions, stage))
     return (
@@ -181,13 +182,13 @@ def _finish(
     group: tuple[int, Iterable[PortionSums]],
     work: WorkFolder,
     placement: Placement,
-    fingerprints: dict[int, str],
+    fingerprint: Callable[[int], str],
 ) -> int:
     portion, parts = group
     sums = PortionSums(placement)
     for part in parts:
         sums.merge(part)
-    sums.write(work, portion, fingerprints[portion])
+    sums.write(work, portion, fingerprint(portion))
     return portion
 
 

@@ -11,12 +11,13 @@ from pipeline.corpus import Portion
 from pipeline.decide import Terms, make_plan
 from pipeline.encode import EncodeDocuments
 from pipeline.key import KeyDocuments
+from pipeline.listing import ListPortions, read_fingerprint
 from pipeline.normalise import NormaliseText
 from pipeline.progress import CountProgress
 from pipeline.quality import FilterQuality
 from pipeline.read import ReadCorpus
 from pipeline.shards import ShardSettings, WriteShards
-from pipeline.shuffle import GroupByShard, Spread
+from pipeline.shuffle import GroupByShard
 from pipeline.split import MarkValidation
 from pipeline.work import WorkFolder
 
@@ -27,8 +28,8 @@ class ReadDocuments(beam.PTransform):  # type: ignore[misc]
 
     config: TextPipelineConfig
     """Of the build."""
-    portions: Sequence[Portion]
-    """What to read, in the order of `spread_order`."""
+    listing: str
+    """What to read, in the order of `spread_order`: path of the listing."""
     work: WorkFolder
     """Of the build."""
 
@@ -37,9 +38,7 @@ class ReadDocuments(beam.PTransform):  # type: ignore[misc]
         quality = FilterQuality(thresholds=config.quality) if config.quality.enabled else KeepAll()
         return (
             start
-            | "ListPortions" >> beam.Create([list(enumerate(self.portions))])
-            | "EachPortion" >> beam.FlatMap(list)
-            | "SpreadPortions" >> Spread()
+            | "ListPortions" >> ListPortions(self.listing)
             | "ReadCorpus" >> ReadCorpus(format=config.corpus.name, config=config.corpus.config)
             | "MarkValidation" >> MarkValidation(config.split.validation_paths)
             | "NormaliseText"
@@ -59,18 +58,18 @@ class EncodedDocuments(beam.PTransform):  # type: ignore[misc]
 
     config: TextPipelineConfig
     """Of the build."""
-    portions: Sequence[Portion]
-    """What to read, in the order of `spread_order`."""
+    listing: str
+    """What to read, in the order of `spread_order`: path of the listing."""
     work: WorkFolder
     """Of the build."""
     tokenizer: str
-    """Text of tokenizer.json."""
+    """Path of the tokenizer.json in the work folder."""
 
     def expand(self, start: beam.pvalue.PBegin) -> beam.PCollection:
         named = self.config.tokenizer
         return (
             start
-            | "ReadDocuments" >> ReadDocuments(self.config, self.portions, self.work)
+            | "ReadDocuments" >> ReadDocuments(self.config, self.listing, self.work)
             | "EncodeDocuments"
             >> EncodeDocuments(self.tokenizer, named.end_of_document, named.engine)
         )
@@ -80,8 +79,8 @@ class EncodedDocuments(beam.PTransform):  # type: ignore[misc]
 class BuildShards(beam.PTransform):  # type: ignore[misc]
     """Batches of encoded documents -> names of finished shards in the work folder."""
 
-    fingerprints: dict[int, str]
-    """Of each portion, by index."""
+    listing: str
+    """The portions with their fingerprints."""
     terms: Terms
     """Of the plan of the shards."""
     settings: ShardSettings
@@ -98,7 +97,7 @@ class BuildShards(beam.PTransform):  # type: ignore[misc]
             >> GroupByShard(
                 work=self.terms.work,
                 placement=self.terms.placement,
-                fingerprints=self.fingerprints,
+                fingerprint=partial(read_fingerprint, self.listing),
                 make_plan=partial(make_plan, self.terms),
                 spills=self.spills,
                 compare=self.compare,

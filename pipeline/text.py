@@ -58,9 +58,11 @@ class TextKind:
         """Tokens of a shard."""
         return max(1, target_bytes // self._dtype.itemsize)
 
-    def encoded(self, portions: Sequence[Portion], work: WorkFolder) -> beam.PTransform:
+    def encoded(self, listing: str, work: WorkFolder) -> beam.PTransform:
         """Documents, read, cleaned, filtered and encoded."""
-        return EncodedDocuments(self.config, portions, work, self.tokenizer_text)
+        path = work.root / f"encoder-{self.tokenizer.sha256[:16]}.json"
+        write_tokenizer(self.tokenizer_text, path)
+        return EncodedDocuments(self.config, listing, work, str(path))
 
     def compare(self, work: WorkFolder, num_portions: int) -> None:
         """Nothing is compared."""

@@ -14,6 +14,7 @@ from pipeline.corpus import Portion
 from pipeline.encoder import check_encoder, load_encoder
 from pipeline.fingerprints import reading_fingerprint
 from pipeline.funnel import Funnel, SumFunnel, nothing_left
+from pipeline.listing import write_listing
 from pipeline.manifest import Tokenizer
 from pipeline.read import read_portion
 from pipeline.runner import Engine, run_beam
@@ -99,10 +100,10 @@ def _read(
     Both come from Beam's workers as files of the work folder.
     """
     paths = work.root / "sample.json", work.root / "emptiness.json"
-    ordered = spread_order(portions, engine.num_workers)
+    listing = write_listing(work, spread_order(portions, engine.num_workers))
 
     def construct(pipeline: beam.Pipeline) -> None:
-        documents = pipeline | "ReadDocuments" >> ReadDocuments(config, ordered, work)
+        documents = pipeline | "ReadDocuments" >> ReadDocuments(config, listing, work)
         sample = documents | "Collect" >> collect
         _ = sample | "KeepSample" >> beam.Map(_keep, str(paths[0]))
         emptiness = documents | "SumFunnel" >> SumFunnel() | "Explain" >> beam.Map(_explain)

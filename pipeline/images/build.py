@@ -1,13 +1,11 @@
 """Builds of images: nothing has to be made first, and classes are known when all is read."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 
-from pipeline.corpus import Portion
 from pipeline.decide import Decision
 from pipeline.fingerprints import resources_fingerprint
 from pipeline.images.config import ImagePipelineConfig
@@ -44,9 +42,9 @@ class ImageKind:
         """Bytes of a shard."""
         return target_bytes
 
-    def encoded(self, portions: Sequence[Portion], work: WorkFolder) -> beam.PTransform:
+    def encoded(self, listing: str, work: WorkFolder) -> beam.PTransform:
         """Images, read, decoded, filtered, resized and encoded."""
-        return EncodedImages(self.config, portions, work)
+        return EncodedImages(self.config, listing, work)
 
     def compare(self, work: WorkFolder, num_portions: int) -> beam.PTransform | None:
         """Near-duplicates."""

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.batch import Batch, Count, concat, count, encoded_rows, reject, text_buffers
-from pipeline.corpus import Portion
 from pipeline.images.clusters import sketch_rows
 from pipeline.images.config import ImagePipelineConfig
 from pipeline.images.process import Config, Outcome, Processed, process
@@ -17,9 +16,9 @@ from pipeline.images.rows import ENCODED_IMAGES, SAID
 from pipeline.images.samples import render_metadata
 from pipeline.images.sandbox import Limits, Sandbox
 from pipeline.key import KeyDocuments
+from pipeline.listing import ListPortions
 from pipeline.progress import CountProgress
 from pipeline.read import ReadCorpus
-from pipeline.shuffle import Spread
 from pipeline.split import MarkValidation, carry_mark
 from pipeline.tar import BLOCK
 from pipeline.work import WorkFolder
@@ -34,8 +33,8 @@ class EncodedImages(beam.PTransform):  # type: ignore[misc]
 
     config: ImagePipelineConfig
     """Of the build."""
-    portions: Sequence[Portion]
-    """What to read, in the order of `spread_order`."""
+    listing: str
+    """What to read, in the order of `spread_order`: path of the listing."""
     work: WorkFolder
     """Of the build."""
 
@@ -43,9 +42,7 @@ class EncodedImages(beam.PTransform):  # type: ignore[misc]
         corpus = self.config.corpus
         return (
             start
-            | "ListPortions" >> beam.Create([list(enumerate(self.portions))])
-            | "EachPortion" >> beam.FlatMap(list)
-            | "SpreadPortions" >> Spread()
+            | "ListPortions" >> ListPortions(self.listing)
             | "ReadCorpus" >> ReadCorpus(format=corpus.name, config=corpus.config)
             | "MarkValidation" >> MarkValidation(self.config.split.validation_paths)
             | "ProcessImages"

@@ -6,7 +6,12 @@ from pipeline.batch import DOCUMENTS, ENCODED, REJECTS, Batch, Count
 from pipeline.encode import EncodeDocuments, encode_documents
 from pipeline.encoder import load_encoder
 from pipeline.key import add_keys
-from pipeline.tokenizer import characters_tokenizer, parse_tokenizer, train_tokenizer
+from pipeline.tokenizer import (
+    characters_tokenizer,
+    parse_tokenizer,
+    train_tokenizer,
+    write_tokenizer,
+)
 
 END = "<|endoftext|>"
 TEXTS = ["the cat sat", "", "naïve café", "the end <|endoftext|>"]
@@ -29,10 +34,12 @@ def tokens_of(batch, dtype):
 
 
 @pytest.mark.parametrize("engine", ["fast", "reference"])
-def test_stage_puts_tokens_in_the_place_of_text(engine):
+def test_stage_puts_tokens_in_the_place_of_text(tmp_path, engine):
     text = train_tokenizer(TEXTS, vocab_size=270, end_of_document=END)
+    path = tmp_path / "tokenizer.json"
+    write_tokenizer(text, path)
     keyed = add_keys(batch_of(TEXTS))
-    [result] = [keyed] | EncodeDocuments(text, END, engine)
+    [result] = [keyed] | EncodeDocuments(str(path), END, engine)
     tokenizer = parse_tokenizer(text)
     assert result.documents.schema == ENCODED
     expected = [[*tokenizer.encode(sample).ids, 0] for sample in TEXTS]

@@ -72,7 +72,7 @@ def group(work, *, spills):
             | GroupByShard(
                 work=work,
                 placement=PLACEMENT,
-                fingerprints={i: f"print {i}" for i in range(3)},
+                fingerprint="print {}".format,
                 make_plan=lambda: plan_of(work),
                 spills=spills,
             )
@@ -114,7 +114,7 @@ def test_a_finished_portion_has_its_record(work):
 
 
 def spill(work, batches, monkeypatch=None):
-    stage = _SpillPortion(work, PLACEMENT, {0: "f", 1: "g"})
+    stage = _SpillPortion(work, PLACEMENT, "fg".__getitem__)
     finished = [portion for one in batches for portion in stage.process(one)]
     stage.finish_bundle()
     return finished

@@ -1,0 +1,82 @@
+"""The portions of a build as a file of its work folder.
+
+A corpus of millions of files does not fit into the job that an engine is sent, nor into one of its
+elements; the job names the file, and workers read from it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+
+from pipeline.corpus import CorpusFile, Portion
+from pipeline.refused import RefusedError
+from pipeline.shuffle import Spread
+from pipeline.work import WorkFolder, write_atomic
+
+
+@dataclass
+class ListPortions(beam.PTransform):  # type: ignore[misc]
+    """Nothing -> portions in another bundle each, in the order of the listing."""
+
+    listing: str
+    """Path of the listing."""
+
+    def expand(self, start: beam.pvalue.PBegin) -> beam.PCollection:
+        return (
+            start
+            | "NameListing" >> beam.Create([self.listing])
+            | "ReadListing" >> beam.FlatMap(read_listing)
+            | "SpreadPortions" >> Spread()
+        )
+
+
+def write_listing(
+    work: WorkFolder, portions: Sequence[Portion], fingerprints: Mapping[int, str] | None = None
+) -> str:
+    """Write portions, each with its fingerprint, in this order; returns the path, by content."""
+    found = fingerprints or {}
+    rows = ([asdict(portion), found.get(portion.index, "")] for portion in portions)
+    content = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+    path = work.root / f"listing-{hashlib.sha256(content).hexdigest()[:16]}.jsonl"
+    write_atomic(path, content)
+    return str(path)
+
+
+def read_listing(path: str) -> Iterator[tuple[int, Portion]]:
+    """Numbered portions.
+
+    Raises:
+        RefusedError: this worker does not see the work folder.
+    """
+    for number, (portion, _) in enumerate(_rows(path)):
+        file = CorpusFile(**portion.pop("file"))
+        more = tuple(CorpusFile(**one) for one in portion.pop("more"))
+        yield number, Portion(file=file, more=more, **portion)
+
+
+def read_fingerprint(path: str, portion: int) -> str:
+    """That of a portion, by its index."""
+    return _fingerprints(path)[portion]
+
+
+@lru_cache(maxsize=2)
+def _fingerprints(path: str) -> dict[int, str]:
+    return {portion["index"]: fingerprint for portion, fingerprint in _rows(path)}
+
+
+def _rows(path: str) -> Iterator[tuple[dict[str, Any], str]]:
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            for line in file:
+                portion, fingerprint = json.loads(line)
+                yield portion, fingerprint
+    except FileNotFoundError:
+        raise RefusedError(
+            f"a worker does not see {path}: dataset_dir must be a folder that all workers share"
+        ) from None
