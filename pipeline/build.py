@@ -22,7 +22,7 @@ from pipeline.engine_flags import complete_flags
 from pipeline.fingerprints import portion_fingerprints, request_fingerprint
 from pipeline.kind import Kind
 from pipeline.leaks import note_leaks
-from pipeline.listing import write_listing
+from pipeline.listing import listing_of
 from pipeline.lock import DatasetLock
 from pipeline.manifest import hash_config
 from pipeline.plan import partition_bits
@@ -121,17 +121,20 @@ def _run(
     work, compare = terms.work, kind.compare(terms.work, len(portions))
     fingerprints = portion_fingerprints(config, portions, terms.placement, kind.fingerprint)
     unfinished = _unfinished(portions, fingerprints, work, spills=engine.spills)
-    listing = write_listing(work, spread_order(unfinished, engine.num_workers), fingerprints)
+    ordered = spread_order(unfinished, engine.num_workers)
 
-    def construct(pipeline: beam.Pipeline) -> None:
+    def construct(pipeline: beam.Pipeline, listing: str) -> None:
         _ = (
             pipeline
             | "EncodedDocuments" >> kind.encoded(listing, work)
             | "BuildShards" >> BuildShards(listing, terms, settings, engine.spills, compare)
         )
 
-    with ProgressDisplay(work, unfinished, "reading"):
-        run_beam(construct, engine, work.error_log)
+    with (
+        ProgressDisplay(work, unfinished, "reading"),
+        listing_of(work, ordered, fingerprints) as listing,
+    ):
+        run_beam(partial(construct, listing=listing), engine, work.error_log)
 
 
 def _prepare(

@@ -7,6 +7,7 @@ elements; the job names the file, and workers read from it.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -36,16 +37,23 @@ class ListPortions(beam.PTransform):  # type: ignore[misc]
         )
 
 
-def write_listing(
+@contextmanager
+def listing_of(
     work: WorkFolder, portions: Sequence[Portion], fingerprints: Mapping[int, str] | None = None
-) -> str:
-    """Write portions, each with its fingerprint, in this order; returns the path, by content."""
+) -> Iterator[str]:
+    """Write portions, each with its fingerprint, in this order, into a file named by its content.
+
+    It is gone behind the context: URLs in it may hold credentials.
+    """
     found = fingerprints or {}
     rows = ([asdict(portion), found.get(portion.index, "")] for portion in portions)
     content = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
     path = work.root / f"listing-{hashlib.sha256(content).hexdigest()[:16]}.jsonl"
     write_atomic(path, content)
-    return str(path)
+    try:
+        yield str(path)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def read_listing(path: str) -> Iterator[tuple[int, Portion]]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pipeline.corpus import Portion
 from pipeline.encoder import check_encoder, load_encoder
 from pipeline.fingerprints import reading_fingerprint
 from pipeline.funnel import Funnel, SumFunnel, nothing_left
-from pipeline.listing import write_listing
+from pipeline.listing import listing_of
 from pipeline.manifest import Tokenizer
 from pipeline.read import read_portion
 from pipeline.runner import Engine, run_beam
@@ -100,16 +101,17 @@ def _read(
     Both come from Beam's workers as files of the work folder.
     """
     paths = work.root / "sample.json", work.root / "emptiness.json"
-    listing = write_listing(work, spread_order(portions, engine.num_workers))
+    ordered = spread_order(portions, engine.num_workers)
 
-    def construct(pipeline: beam.Pipeline) -> None:
+    def construct(pipeline: beam.Pipeline, listing: str) -> None:
         documents = pipeline | "ReadDocuments" >> ReadDocuments(config, listing, work)
         sample = documents | "Collect" >> collect
         _ = sample | "KeepSample" >> beam.Map(_keep, str(paths[0]))
         emptiness = documents | "SumFunnel" >> SumFunnel() | "Explain" >> beam.Map(_explain)
         _ = emptiness | "KeepEmptiness" >> beam.Map(_keep, str(paths[1]))
 
-    run_beam(construct, engine, work.error_log)
+    with listing_of(work, ordered) as listing:
+        run_beam(partial(construct, listing=listing), engine, work.error_log)
     sample, emptiness = (read_json(path) for path in paths)
     for path in paths:
         path.unlink()

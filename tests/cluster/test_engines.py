@@ -154,7 +154,7 @@ def test_a_cancelled_job_fails_clearly_and_a_rerun_finishes(
     folder, env = tmp_path / "text", {**cpu_env, **flink.env}
     process = build(corpora["text"], folder, env, *flink.flags())
     running = lambda: [  # noqa: E731
-        job["id"]
+        job["jid"]
         for job in flink.get("/jobs/overview").get("jobs", [])
         if job["state"] == "RUNNING"
     ]

@@ -14,7 +14,7 @@ import configs
 from pipeline import build
 from pipeline.config import PipelineConfig
 from pipeline.corpus import CorpusFile, Portion, plan_portions
-from pipeline.listing import read_fingerprint, read_listing, write_listing
+from pipeline.listing import listing_of, read_fingerprint, read_listing
 from pipeline.refused import RefusedError
 from pipeline.runner import Engine
 from pipeline.stages import BuildShards
@@ -63,11 +63,11 @@ def job(tmp_path):
         work.create()
         prepared = build._prepare(config, [portion], Engine(1, (), spills), work)
         terms, settings = build._settle(config, portions, prepared, work)
-        listing = write_listing(work, portions, dict.fromkeys(range(num_portions), "f" * 64))
         pipeline = beam.Pipeline(options=PipelineOptions([]))
         compare = prepared.compare(work, num_portions)
-        encoded = pipeline | "EncodedDocuments" >> prepared.encoded(listing, work)
-        _ = encoded | "BuildShards" >> BuildShards(listing, terms, settings, spills, compare)
+        with listing_of(work, portions) as listing:
+            encoded = pipeline | "EncodedDocuments" >> prepared.encoded(listing, work)
+            _ = encoded | "BuildShards" >> BuildShards(listing, terms, settings, spills, compare)
         return pipeline.to_runner_api()
 
     return make
@@ -151,11 +151,12 @@ def test_a_listing_is_read_as_it_was_written(tmp_path):
     file = CorpusFile(url="/a/é\udc80.txt", source="é\udc80.txt", bytes=5, version="v")
     portions = [Portion(3, file, 0, 5, 5, beside="b"), Portion(1, file, 5, 9, 4, more=(file, file))]
     work = WorkFolder(str(tmp_path))
-    path = write_listing(work, portions, {3: "three", 1: "one"})
-    assert list(read_listing(path)) == list(enumerate(portions))
-    assert [read_fingerprint(path, index) for index in (1, 3)] == ["one", "three"]
-    assert write_listing(work, portions, {3: "three", 1: "one"}) == path
-    assert write_listing(work, portions[:1], {3: "three"}) != path
+    with listing_of(work, portions, {3: "three", 1: "one"}) as path:
+        assert list(read_listing(path)) == list(enumerate(portions))
+        assert [read_fingerprint(path, index) for index in (1, 3)] == ["one", "three"]
+        with listing_of(work, portions[:1], {3: "three"}) as other:
+            assert other != path
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path):
