@@ -49,6 +49,19 @@ def test_hidden_pixels_change_nothing():
     assert torch.equal(autoencoder(changed, visible)[1], predicted[1])
 
 
+def test_the_encoder_computes_on_visible_patches_alone():
+    """A quarter of them and the class token; the decoder's blocks on all, in training too."""
+    autoencoder, lengths = model().train(), {"encoder": [], "decoder": []}
+    for part, seen in lengths.items():
+        for block in getattr(autoencoder, part).blocks:
+            block.register_forward_hook(
+                lambda _, args, __, seen=seen: seen.append(args[0].shape[1])
+            )
+    noise = torch.rand((2, 16), generator=torch.Generator().manual_seed(0))
+    autoencoder(pixels(), autoencoder.choose_visible(noise)).sum().backward()
+    assert lengths == {"encoder": [1 + 4] * 2, "decoder": [1 + 16]}
+
+
 def test_the_order_of_the_visible_patches_is_nothing():
     autoencoder, images = model(), pixels(1)
     one = autoencoder(images, torch.tensor([[0, 5, 10, 15]]))
