@@ -187,6 +187,11 @@ def one_line(error: BaseException) -> str:
     name, message = innermost(error)
     if name == "ValueError":
         return message
+    if name == "ModuleNotFoundError" and "'pipeline" in message:
+        return (
+            "workers have no Millrace: their Python needs `pip install 'millrace[pipeline]'`, in "
+            "the versions of this one"
+        )
     where = _WHERE.findall(str(error))
     stage = where[-1].split("/")[0].split("-")[0] if where else ""
     return f"{name}: {message} (stage {stage})" if stage else f"{name}: {message}"
@@ -220,3 +225,8 @@ def _export_path() -> None:
 def _silence() -> None:
     """Beam's workers log some 45 lines at INFO, and a failure's traceback, which we tell better."""
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+    logging.getLogger().addFilter(_is_not_of_beam)  # what engines say of a job comes by the root
+
+
+def _is_not_of_beam(record: logging.LogRecord) -> bool:
+    return f"{os.sep}apache_beam{os.sep}" not in record.pathname

@@ -235,14 +235,15 @@ class Spark(Cluster):
 
 
 class Prism:
-    """Beam's portable runner in Go, one process here, with a worker pool."""
+    """Beam's portable runner in Go, one process here, with a worker pool, `before` it by choice."""
 
-    def __init__(self, daemons, folder, env):
+    def __init__(self, daemons, folder, env, before=()):
         self.folder, self.port, self.pool = folder, free_port(), free_port()
         self.env = {}
         program = fetch_prism()
         words = ["-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={self.pool}"]
-        daemons.start(sys.executable, *words, log=folder / "pool.log", env=env, cwd=folder)
+        log = folder / "pool.log"
+        daemons.start(*before, sys.executable, *words, log=log, env=env, cwd=folder)
         words = [f"--job_port={self.port}", "--serve_http=false"]
         daemons.start(program, *words, log=folder / "prism.log")
         wait_until(lambda: answers(self.port) and answers(self.pool), why=self.logs)

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import PIL.Image
@@ -120,6 +121,43 @@ def test_the_same_bytes(engine, corpora, local, cpu_env, tmp_path, kind):
     assert not (tmp_path / kind / ".work").exists()
     verify = [sys.executable, "-m", "pipeline.verify", tmp_path / kind]
     subprocess.run(verify, check=True, env=cpu_env, cwd=ROOT, capture_output=True)
+
+
+BLOCKED = """
+import sys
+
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "pipeline":
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+sys.meta_path.insert(0, Without())
+"""
+
+
+def test_workers_without_millrace(corpora, cpu_env, tmp_path):
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without/sitecustomize.py").write_text(BLOCKED)
+    env = {**cpu_env, "PYTHONPATH": str(tmp_path / "without")}
+    with started(Prism, tmp_path, env) as prism:
+        code, text = finish(build(corpora["images"], tmp_path / "d", cpu_env, *prism.flags()))
+    assert code == 1
+    assert "error: workers have no Millrace: their Python needs `pip install" in text
+    assert "Traceback" not in text
+
+
+def test_a_folder_that_workers_do_not_share(corpora, cpu_env, tmp_path):
+    """The pool sees an empty folder in the place of the dataset's."""
+    (tmp_path / "here").mkdir()
+    hidden = f'mount -t tmpfs none {tmp_path}/here && exec "$@"'
+    before = ("unshare", "--mount", "sh", "-c", hidden, "pool")
+    with started(partial(Prism, before=before), tmp_path, cpu_env) as prism:
+        words = [*corpora["images"], "num_workers=1"]
+        code, text = finish(build(words, tmp_path / "here/d", cpu_env, *prism.flags()))
+    assert code == 2
+    assert f"error: a worker does not see {tmp_path}/here/d/.work/listing-" in text
+    assert "dataset_dir must be a folder that all workers share" in text
+    assert not (tmp_path / "here/d/manifest.json").exists()
 
 
 def test_a_killed_task_manager_is_survived_or_a_rerun_finishes(
