@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from training.communication import Ways, step_traffic
 from training.config import TrainingConfig
 from training.memory.machine import Machine
 from training.memory.operations import FP32
@@ -138,20 +139,15 @@ def _memory_seconds(
 def _communication_seconds(
     config: Any, machine: Machine, weight_bytes: float, num_weights: int, *, accumulation: int
 ) -> float:
-    """By DeepSpeed's collectives: stage 1 sums once a step, stages 2 and 3 in every micro batch,
-    stage 2 by all-reduce; stage 3 gathers weights forward and backward, for recomputation too.
-    """
-    share = (machine.world_size - 1) / machine.world_size
-    gradient_bytes = (FP32 if config.engine.reduce_in_fp32 else 2) * num_weights
-    all_reduce, gather = 2 * gradient_bytes * share, weight_bytes * share
-    stage = config.engine.zero_stage
-    total: float = all_reduce + (gather if stage else 0)
-    if stage == 3:
-        gathers = 2 + (config.engine.activation_checkpointing != "none")
-        total = accumulation * (gathers * gather + gradient_bytes * share)
-    elif stage == 2:
-        total = accumulation * all_reduce + gather
-    return total / machine.collective_bandwidth
+    engine = config.engine
+    ways = Ways(
+        zero_stage=engine.zero_stage,
+        weight_bytes=weight_bytes / num_weights,
+        gradient_bytes=FP32 if engine.reduce_in_fp32 else 2,
+    )
+    size = machine.world_size
+    traffic = step_traffic(num_weights, ways, world_size=size, accumulation=accumulation)
+    return traffic.sent(size) / machine.collective_bandwidth
 
 
 def _host_seconds(
@@ -164,8 +160,7 @@ def _host_seconds(
         seconds += (FP32 + 2) * part / machine.host_bandwidth
         seconds += 7 * FP32 * part / machine.host_memory_bandwidth
     if engine.offload_parameters != "none":
-        gathers = 2 + (engine.activation_checkpointing != "none")
-        seconds += accumulation * gathers * 2 * part / machine.host_bandwidth
+        seconds += accumulation * 2 * 2 * part / machine.host_bandwidth  # forward and backward
     if engine.activation_checkpointing == "offload":
         inputs = _block_inputs(config, work)
         seconds += accumulation * 2 * inputs / machine.host_bandwidth
