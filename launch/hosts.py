@@ -82,7 +82,7 @@ def _torchrun(
     names = ",".join(host.name for host in machines)
     script = "; ".join(lines).replace("%", "%%")  # what pdsh replaces begins with %
     return Plan(
-        command=("pdsh", "-S", "-R", "ssh", "-w", names, script),
+        command=("pdsh", "-b", "-S", "-R", "ssh", "-w", names, script),  # -b: one Ctrl-C is enough
         env={"PDSH_SSH_ARGS_APPEND": f"-tt {ALIVE}"},
     )
 

@@ -71,7 +71,8 @@ class Network:
             if name in there.split():
                 ip("netns", "del", name)
                 (Path("/etc/netns", name) / "hosts").unlink(missing_ok=True)
-        subprocess.run(["ip", "link", "del", self.bridge], capture_output=True, check=False)
+        for link in (*(f"{name}-v" for name in self.names), self.bridge):
+            subprocess.run(["ip", "link", "del", link], capture_output=True, check=False)
 
 
 def inside(name, *words):

@@ -220,7 +220,6 @@ def test_ctrl_c_leaves_no_rank_behind(launched):
     run.start("hosts.program=torchrun")
     wait_until(lambda: len(run.rows) > 5, why=lambda: run.text)
     os.killpg(run.process.pid, signal.SIGINT)
-    os.killpg(run.process.pid, signal.SIGINT)  # pdsh ends at the second one within a second
     assert run.end(60) != 0
     for name in NAMES:
         wait_until(lambda name=name: not run.hosts.network.pids(name, "training"), seconds=60)
