@@ -160,29 +160,17 @@ def test_a_folder_that_workers_do_not_share(corpora, cpu_env, tmp_path):
     assert not (tmp_path / "here/d/manifest.json").exists()
 
 
-def test_a_killed_task_manager_is_survived_or_a_rerun_finishes(
-    flink, corpora, local, cpu_env, tmp_path
-):
+@pytest.mark.parametrize("victim", ["task manager", "worker pool"])
+def test_a_kill_is_survived_or_a_rerun_finishes(flink, corpora, local, cpu_env, tmp_path, victim):
+    running, start, name = flink.managers, flink.start_manager, MACHINES[0]
+    if victim == "worker pool":
+        running, start = flink.pools, flink.start_pool
     folder, env = tmp_path / "text", {**cpu_env, **flink.env}
     process = build(corpora["text"], folder, env, *flink.flags())
     wait_until(lambda: flink.get("/overview").get("jobs-running"), why=flink.logs)
     time.sleep(3)
-    name = MACHINES[0]
-    os.killpg(flink.managers[name].pid, signal.SIGKILL)
-    flink.managers[name] = flink.start_manager(name)
-    assert_whole_or_nothing(process, folder, corpora["text"], local["text"], env, flink)
-
-
-def test_a_killed_worker_pool_is_survived_or_a_rerun_finishes(
-    flink, corpora, local, cpu_env, tmp_path
-):
-    folder, env = tmp_path / "text", {**cpu_env, **flink.env}
-    process = build(corpora["text"], folder, env, *flink.flags())
-    wait_until(lambda: flink.get("/overview").get("jobs-running"), why=flink.logs)
-    time.sleep(3)
-    name = MACHINES[0]
-    os.killpg(flink.pools[name].pid, signal.SIGKILL)
-    flink.pools[name] = flink.start_pool(name)
+    os.killpg(running[name].pid, signal.SIGKILL)
+    running[name] = start(name)
     assert_whole_or_nothing(process, folder, corpora["text"], local["text"], env, flink)
 
 
