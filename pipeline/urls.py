@@ -34,8 +34,8 @@ class StoreError(OSError):
     """A store does not give what it was asked for; the message names the URL."""
 
 
-def locate(url: str) -> tuple[Any, str]:
-    """The file system of a path or URL, and the path on it.
+def locate(url: str, **options: Any) -> tuple[Any, str]:
+    """The file system of a path or URL, made with these options, and the path on it.
 
     Raises:
         ValueError: the file system needs a package that is not installed, or is none of fsspec's.
@@ -43,7 +43,7 @@ def locate(url: str) -> tuple[Any, str]:
     """
     try:
         with asking(url):
-            fs, path = url_to_fs(url)
+            fs, path = url_to_fs(url, **options)
     except ImportError as error:
         named = [EXTRAS.get(split_protocol(part)[0] or "") for part in url.split("::")]
         extra = next(filter(None, named), None)

@@ -100,8 +100,9 @@ def _of_folder(folder: Path) -> Iterator[Listed]:
 def _of_dataset(dataset_dir: str, manifest: Manifest) -> Iterator[Listed]:
     """All splits, chunk by verified chunk."""
     for split, shards in sorted(manifest.splits.items()):
-        reader = ChunkReader(dataset_dir, shards, parse=parse_images, cache_mib=0)
+        reader = ChunkReader(dataset_dir, shards, parse=parse_images, cache_mib=256)
         for number in range(len(reader.table)):
+            reader.expect(range(number, min(number + 8, len(reader.table))))
             chunk = reader.get([number])[number]
             for row, of_class in enumerate(chunk.classes.tolist()):
                 name = None if of_class == NO_CLASS else manifest.classes[of_class]

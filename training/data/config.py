@@ -1,17 +1,19 @@
 """Section `data` of the training config, and the way from it to the samples of a split."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from configs.redact import redact
 from pipeline.manifest import Manifest
 from training.augment.recipe import Recipe
 from training.data.blocks import block_parser
-from training.data.chunks import ChunkReader, ChunkTable, Parse, Parsed
+from training.data.chunks import ChunkReader, Parse, Parsed
 from training.data.image_chunks import parse_images
 from training.data.images import ImageDataset
 from training.data.order import Order
 from training.data.shards import is_local
+from training.data.store import StoreConfig
 from training.data.tokens import TokenDataset
 
 
@@ -37,8 +39,16 @@ class DataConfig:
     corrupt_chunks: Literal["stop", "replace"] = "stop"
     """What a chunk with a wrong checksum does: stop the run, or read the next good one instead."""
 
+    store: StoreConfig = field(default_factory=StoreConfig)
+    """How a dataset behind a URL is read."""
+
     def __post_init__(self) -> None:
-        """Refuse counts below one."""
+        """Refuse counts below one, and credentials, which would stand in every file of the run."""
+        if redact(self.dataset_dir) != self.dataset_dir:
+            raise ValueError(
+                f"dataset_dir must not hold credentials, found {redact(self.dataset_dir)}; give "
+                "them by the environment: docs/object_storage.md"
+            )
         for name in ("window", "num_batches_ahead", "num_loader_workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
@@ -86,8 +96,7 @@ def open_tokens(
         window=config.window,
         corrupt_chunks=config.corrupt_chunks,
     )
-    if not is_local(config.dataset_dir):
-        _check_cache(dataset.order, reader.table, config=config, sharing=ranks_per_lane_set)
+    _divide_memory(reader, dataset.order, config=config, sharing=ranks_per_lane_set)
     return dataset
 
 
@@ -114,8 +123,7 @@ def open_images(
         num_lanes=config.num_lanes,
         window=config.window,
     )
-    if not is_local(config.dataset_dir):
-        _check_cache(order, reader.table, config=config, sharing=ranks_per_lane_set)
+    _divide_memory(reader, order, config=config, sharing=ranks_per_lane_set)
     return ImageDataset(
         reader,
         order,
@@ -159,11 +167,19 @@ def _open_reader(
         parse=parse,
         cache_mib=config.chunk_cache_mib,
         num_loader_workers=config.num_loader_workers,
+        store=config.store,
     )
 
 
-def _check_cache(order: Order, table: ChunkTable, *, config: DataConfig, sharing: int) -> None:
-    """A cache below what the lanes read at once would fetch every chunk again and again."""
+def _divide_memory(
+    reader: ChunkReader[Parsed], order: Order, *, config: DataConfig, sharing: int
+) -> None:
+    """Memory for what the lanes read at once, below which chunks would be fetched again and again;
+    the rest is for those to come.
+    """
+    if is_local(config.dataset_dir):
+        return
+    table = reader.table
     rows_per_chunk = order.samples_per_epoch / len(table)
     per_lane = 1 + order.window / rows_per_chunk
     chunks = min(order.num_lanes / sharing * per_lane, len(table))
@@ -175,3 +191,4 @@ def _check_cache(order: Order, table: ChunkTable, *, config: DataConfig, sharing
             f"shared by {sharing} ranks, read about {chunks:.0f} chunks of {mean_mib:.1f} MiB at "
             f"once; use at least {needed} MiB, or fewer data.num_lanes"
         )
+    reader.spare_bytes = (config.chunk_cache_mib - needed) << 20

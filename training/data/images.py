@@ -17,6 +17,7 @@ from training.data.decoders import Decoders
 from training.data.image_chunks import ImageChunk
 from training.data.order import Order
 from training.data.replacement import Damage, ReplacingReader
+from training.data.traffic import Traffic
 
 Ints = npt.NDArray[np.int64]
 
@@ -92,10 +93,26 @@ class ImageDataset:
         _, chunk, index = self.order.locate(positions)
         return self._gather(chunk, index, positions)
 
+    @property
+    def rows_ahead(self) -> int:
+        """Rows whose chunks are worth asking for before they are read: one window of all lanes."""
+        return self.order.num_lanes * self.order.window if self._reader.reader.is_remote else 0
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was asked of the store so far."""
+        return self._reader.reader.traffic
+
+    def expect(self, positions: Ints) -> None:
+        """Begin to fetch what the samples at these positions need, as far as there is memory."""
+        self._reader.expect(self.order.locate(positions).chunk)
+
     def read_in_file_order(self, numbers: Ints) -> Images:
         """The images with these numbers, counted through the shards."""
         chunk = np.searchsorted(self._stops, numbers, side="right")
         index = numbers - (self._stops[chunk] - self.order.samples_per_chunk[chunk])
+        following = int(chunk.max()) + 1
+        self._reader.reader.expect(range(following, min(following + 4, len(self._stops))))
         return self._gather(chunk, index, numbers)
 
     def origins(self, positions: Ints) -> dict[str, dict[str, list[str]]]:

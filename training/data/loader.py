@@ -19,10 +19,14 @@ from torch import Tensor
 
 from training.data.order import Order
 from training.data.replacement import Damage
+from training.data.traffic import Traffic
 
 Batch = dict[str, Tensor]
 """What a task collates: tensors by name, each with a row for every sample."""
 Item = TypeVar("Item")
+
+MOST_STEPS_AHEAD = 256
+"""Whose chunks are looked up behind each read: 5 ms."""
 
 
 class Dataset(Protocol):
@@ -37,8 +41,22 @@ class Dataset(Protocol):
         ...
 
     @property
+    def rows_ahead(self) -> int:
+        """Rows that are worth an `expect` before they are read; 0 where nothing is far away."""
+        ...
+
+    @property
     def damage(self) -> Damage:
         """What could not be read so far."""
+        ...
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was asked of a store so far."""
+        ...
+
+    def expect(self, positions: npt.NDArray[np.int64]) -> None:
+        """Begin to fetch what a later `read` of these positions needs."""
         ...
 
     def read(self, positions: npt.NDArray[np.int64]) -> Any:
@@ -183,14 +201,24 @@ def _steps(
     """The micro batches of each step; small steps are read and collated several at a time.
 
     The first read is one step, so that training starts at once; each next one is twice as long.
+    What comes behind a read is fetched meanwhile, if it comes from far away.
     """
+
+    def positions(start: int, num_steps: int) -> npt.NDArray[np.int64]:
+        seen = range(start, start + num_steps * global_batch_size, global_batch_size)
+        return np.concatenate(
+            [dataset.order.global_batch(each, global_batch_size)[own] for each in seen]
+        )
+
     share = own.stop - own.start
     most = max(1, dataset.rows_at_once // share)
+    ahead = min(-(-dataset.rows_ahead // global_batch_size), MOST_STEPS_AHEAD)
     num_steps = 1
     while True:
-        seen = range(samples_seen, samples_seen + num_steps * global_batch_size, global_batch_size)
-        positions = [dataset.order.global_batch(start, global_batch_size)[own] for start in seen]
-        rows = collate(dataset.read(np.concatenate(positions)))
+        rows = collate(dataset.read(positions(samples_seen, num_steps)))
+        if ahead:
+            behind = samples_seen + num_steps * global_batch_size
+            dataset.expect(positions(behind, max(ahead, min(2 * num_steps, most))))
         for step in range(num_steps):
             starts = range(step * share, (step + 1) * share, micro_batch_size)
             yield [_rows(rows, start, start + micro_batch_size) for start in starts]

@@ -76,6 +76,12 @@ class ReplacingReader(Generic[Parsed]):
             except CorruptChunkError as error:
                 self._replace(error)
 
+    def expect(self, chunk: Ints) -> None:
+        """The chunks of samples that are asked for soon, in this order."""
+        source = self._redirect(chunk, np.zeros_like(chunk))[0]
+        distinct, firsts = np.unique(source, return_index=True)
+        self.reader.expect(distinct[np.argsort(firsts)].tolist())
+
     def _redirect(self, chunk: Ints, index: Ints) -> tuple[Ints, Ints]:
         if not self.replaced:
             return chunk, index

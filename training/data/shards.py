@@ -3,23 +3,24 @@
 Shards are read by byte range. Whatever a store answers wrongly or not at all is asked again.
 """
 
-import logging
 import mmap
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import fsspec
 
 from pipeline.manifest import FILE_NAME, Manifest, Shard, parse_manifest, read_manifest
+from training.data.patience import Patience
+from training.data.store import Store, StoreConfig
+from training.data.traffic import Traffic
 
-RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Pauses before reading again: a flaky store gets 16 s, a dead one stops the run soon."""
-
-logger = logging.getLogger(__name__)
+DISK_SECONDS = 16.0
+"""A disk that fails for longer will not be better soon."""
+START_SECONDS = 30.0
+"""Before a split is open: a store that is down, or was never there, is told soon."""
 
 
 def load_manifest(dataset_dir: str) -> Manifest:
@@ -27,15 +28,18 @@ def load_manifest(dataset_dir: str) -> Manifest:
 
     Raises:
         FileNotFoundError: there is no complete dataset.
-        ValueError: the manifest is damaged.
+        ValueError: the manifest is damaged, or the URL is none.
+        OSError: the store does not give it.
     """
     if is_local(dataset_dir):
         return read_manifest(_local_path(dataset_dir))
-    fs, root = fsspec.core.url_to_fs(dataset_dir)
     try:
-        text = retrying(lambda: bytes(fs.cat_file(f"{root}/{FILE_NAME}")), what=dataset_dir)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{dataset_dir}: no {FILE_NAME}, so no complete dataset") from None
+        text = read_file(dataset_dir, FILE_NAME)
+    except FileNotFoundError as error:
+        said = str(error).partition("no such file or folder")[2]
+        raise FileNotFoundError(
+            f"{dataset_dir}: no {FILE_NAME}, so no complete dataset{said}"
+        ) from None
     return parse_manifest(text.decode("utf-8"), where=f"{dataset_dir}/{FILE_NAME}")
 
 
@@ -43,22 +47,26 @@ def read_file(dataset_dir: str, name: str) -> bytes:
     """A small file of a local or remote dataset, whole."""
     if is_local(dataset_dir):
         return (_local_path(dataset_dir) / name).read_bytes()
-    fs, root = fsspec.core.url_to_fs(dataset_dir)
-    return retrying(lambda: bytes(fs.cat_file(f"{root}/{name}")), what=f"{dataset_dir}/{name}")
+    store = Store(dataset_dir, StoreConfig())
+    patience = Patience(START_SECONDS)
+    return patience.read(lambda: store.read(name), what=f"{dataset_dir}/{name}")
 
 
-def open_shards(dataset_dir: str, shards: Sequence[Shard]) -> "LocalShards | RemoteShards":
+def open_shards(
+    dataset_dir: str, shards: Sequence[Shard], config: StoreConfig, traffic: Traffic
+) -> "LocalShards | RemoteShards":
     """The shards of a split, their sizes compared with the manifest.
 
     Raises:
         ValueError: a shard is missing or of another size than the manifest says.
+        OSError: the store does not say.
     """
     names = [shard.name for shard in shards]
     files: LocalShards | RemoteShards
     if is_local(dataset_dir):
         files = LocalShards(_local_path(dataset_dir), names)
     else:
-        files = RemoteShards(dataset_dir, names)
+        files = RemoteShards(dataset_dir, names, config, traffic)
     _check_sizes(files, shards, dataset_dir)
     return files
 
@@ -74,6 +82,7 @@ class LocalShards:
     def __init__(self, root: Path, names: Sequence[str]) -> None:
         self.root = root
         self.names = names
+        self.patience = Patience(DISK_SECONDS)
         self._maps: dict[int, mmap.mmap] = {}
         self._lock = Lock()
 
@@ -104,45 +113,35 @@ class LocalShards:
 class RemoteShards:
     """Shards behind a URL: every read is one range request."""
 
-    def __init__(self, url: str, names: Sequence[str]) -> None:
-        self._fs, self._path = fsspec.core.url_to_fs(url)
+    def __init__(
+        self, url: str, names: Sequence[str], config: StoreConfig, traffic: Traffic
+    ) -> None:
         self.root = url
         self.names = names
+        self.patience = Patience(config.retry_seconds, traffic)
+        self._store = Store(url, config)
+        self._num_requests = config.num_requests
 
     def sizes(self) -> dict[str, int]:
         """Sizes from one listing; of shards that it does not tell, each for itself."""
-        listed: dict[str, Any] = {}
-        try:
-            entries = self._fs.ls(self._path, detail=True)
-            listed = {entry["name"].rsplit("/", 1)[-1]: entry.get("size") for entry in entries}
-        except (OSError, NotImplementedError):
-            logger.debug("%s: no listing, asking for each shard", self.root)  # as of plain HTTP
-        sizes = {}
-        for name in self.names:
-            size = listed.get(name)
+        listed: dict[str, int | None] = {}
+        patience = Patience(START_SECONDS)
+        with suppress(OSError, ValueError, NotImplementedError):  # as of plain HTTP
+            listed = patience.read(self._store.sizes, what=self.root)
+
+        def ask(name: str) -> int | None:
             with suppress(FileNotFoundError):
-                sizes[name] = self._fs.size(f"{self._path}/{name}") if size is None else size
-        return sizes
+                where = f"{self.root}/{name}"
+                return patience.read(lambda: self._store.size(name), what=where)
+            return None
+
+        unknown = [name for name in self.names if listed.get(name) is None]
+        with ThreadPoolExecutor(self._num_requests) as pool:
+            listed |= dict(zip(unknown, pool.map(ask, unknown), strict=True))
+        return {name: size for name, size in listed.items() if size is not None}
 
     def fetch(self, shard: int, start: int, stop: int) -> bytes:
-        return bytes(self._fs.cat_file(f"{self._path}/{self.names[shard]}", start=start, end=stop))
-
-
-def retrying(attempt: Callable[[], bytes], *, what: str) -> bytes:
-    """The result of `attempt`, tried again after each of `RETRY_SECONDS`."""
-    pauses = iter(RETRY_SECONDS)
-    while True:
-        try:
-            return attempt()
-        except (FileNotFoundError, PermissionError, NotImplementedError):
-            raise
-        except Exception as error:  # every fsspec backend raises classes of its own
-            pause = next(pauses, None)
-            if pause is None:
-                attempts = len(RETRY_SECONDS) + 1
-                raise OSError(f"{what}: not readable in {attempts} attempts: {error}") from error
-            logger.warning("%s: %s; trying again in %s s", what, error, pause)
-            time.sleep(pause)
+        return self._store.read(self.names[shard], start, stop)
 
 
 def _check_sizes(

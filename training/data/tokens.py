@@ -15,6 +15,7 @@ from training.data.blocks import Blocks
 from training.data.chunks import ChunkReader
 from training.data.order import PHASES, Order, fold, run_key
 from training.data.replacement import Damage, ReplacingReader
+from training.data.traffic import Traffic
 
 Ints = npt.NDArray[np.int64]
 
@@ -107,10 +108,26 @@ class TokenDataset:
         epoch, chunk, index = self.order.locate(positions)
         return self._gather(epoch, chunk, index, positions)
 
+    @property
+    def rows_ahead(self) -> int:
+        """Rows whose chunks are worth asking for before they are read: one window of all lanes."""
+        return self.order.num_lanes * self.order.window if self._reader.reader.is_remote else 0
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was asked of the store so far."""
+        return self._reader.reader.traffic
+
+    def expect(self, positions: Ints) -> None:
+        """Begin to fetch what the samples at these positions need, as far as there is memory."""
+        self._reader.expect(self.order.locate(positions).chunk)
+
     def read_in_file_order(self, numbers: Ints) -> Sequences:
         """The sequences with these numbers, counted through the shards, with phase 0."""
         chunk = np.searchsorted(self._stops, numbers, side="right")
         index = numbers - (self._stops[chunk] - self.order.samples_per_chunk[chunk])
+        following = int(chunk.max()) + 1
+        self._reader.reader.expect(range(following, min(following + 4, len(self._stops))))
         return self._gather(None, chunk, index, numbers)
 
     def origins(self, positions: Ints) -> dict[str, dict[str, list[str]]]:

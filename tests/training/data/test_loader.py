@@ -163,7 +163,7 @@ class Source:
 
     def __init__(self, fail_at=None, rows_at_once=100):
         self.order = Order([1000], fingerprint="f", seed=0)
-        self.rows_at_once = rows_at_once
+        self.rows_at_once, self.rows_ahead = rows_at_once, 0
         self.fail_at = fail_at
         self.reads = []
 
@@ -253,7 +253,7 @@ def test_a_failed_run_exits_at_once(path):
         "from training.data.loader import Loader\n"
         "from training.data.order import Order\n"
         "class Source:\n"
-        "    order, rows_at_once = Order([9], fingerprint='f', seed=0), 1\n"
+        "    order, rows_at_once, rows_ahead = Order([9], fingerprint='f', seed=0), 1, 0\n"
         "    def read(self, positions): return {'x': positions}\n"
         "loader = Loader(Source(), collate=dict, samples_seen=0, global_batch_size=1,\n"
         "    micro_batch_size=1, rank=0, world_size=1)\n"

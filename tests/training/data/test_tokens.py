@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data import shards
 from training.data.blocks import block_parser
 from training.data.chunks import ChunkReader, CorruptChunkError
 from training.data.shards import load_manifest
@@ -20,11 +19,6 @@ SHARDS = [[40, 17, 5], [30, 8, 64, 9], [3]]
 def written(tmp_path_factory, write_dataset):
     folder = tmp_path_factory.mktemp("dataset")
     return (str(folder), *write_dataset(folder, SHARDS))
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch):
-    monkeypatch.setattr(shards, "RETRY_SECONDS", ())
 
 
 def open_dataset(path, sequence_length, **options):
