@@ -19,7 +19,7 @@ from training.compilation import compile_blocks
 from training.config import TrainingConfig
 from training.console import say
 from training.data.loader import EvaluationBatches, Loader
-from training.data.shards import load_manifest
+from training.data.shards import is_local, load_manifest
 from training.engine import Engine, construction
 from training.events import EventFile
 from training.hooks.anomalies import AnomalyHook, Rollback, pass_over
@@ -28,6 +28,7 @@ from training.hooks.damage import DamageHook
 from training.hooks.evaluation import EvaluationHook
 from training.hooks.memory import MemoryHook
 from training.hooks.metrics import MetricsHook
+from training.hooks.store import StoreHook
 from training.hooks.watchdog import Watchdog
 from training.initial_weights import take_initial_weights
 from training.kinds import kind_of
@@ -238,6 +239,16 @@ def _build_hooks(
             device=engine.device,
         ),
     ]
+    if not is_local(config.data.dataset_dir):
+        hooks.append(
+            StoreHook(
+                config.data.dataset_dir,
+                loader.dataset.traffic,
+                events,
+                every_steps=config.logging.every_steps,
+                device=engine.device,
+            )
+        )
     if config.evaluation.every_steps:
         hooks += _build_evaluations(config, run, engine, events)
     hooks += kind.build_hooks(config, run.manifest, run.task, engine, events)

@@ -226,13 +226,14 @@ class WarmPython:
             text=True,
         )
 
-    def __call__(self, module, *arguments, file_bytes=None):
+    def __call__(self, module, *arguments, file_bytes=None, variables=None):
         """Exit code, stdout and stderr of `python -m module arguments`, as a dictionary.
 
-        No file may grow above `file_bytes`, as on a disk that is full.
+        No file may grow above `file_bytes`, as on a disk that is full; `variables` of the
+        environment are those of a store.
         """
         argv = [str(word) for word in arguments]
-        request = {"module": module, "argv": argv, "file_bytes": file_bytes}
+        request = {"module": module, "argv": argv, "file_bytes": file_bytes, "variables": variables}
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
