@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from launch.run import Run
 
+SECRET = r"SECRET|PASSWORD|(TOKEN|_KEY|_KEY_ID)$"
+"""Of names of variables; those of files with credentials end otherwise."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -29,6 +32,12 @@ class Config:
         for setting in self.env:
             if not re.match(r"[A-Za-z_]\w*=", setting) or not setting.isprintable():
                 raise ValueError(f"env holds NAME=VALUE in one line each, found {setting!r}")
+            name = setting.split("=")[0]
+            if re.search(SECRET, name, re.IGNORECASE):
+                raise ValueError(
+                    f"env would show {name} to whoever reads scripts, manifests or the list of "
+                    "processes; docs/object_storage.md has better ways"
+                )
         if self.restarts < 0:
             raise ValueError(f"restarts must be 0 or more, found {self.restarts}")
         if not 1 <= self.port < 65536:

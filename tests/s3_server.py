@@ -58,10 +58,15 @@ class S3Server:
 
     def env(self, *, key=KEY, url=None):
         """Of a process that works with this store and no other."""
+        return self.env_of(url or self.url, key=key)
+
+    @staticmethod
+    def env_of(url, *, key=KEY):
+        """The same of the server at a URL."""
         keys = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": SECRET} if key else {}
         return {
             **keys,
-            "AWS_ENDPOINT_URL": url or self.url,
+            "AWS_ENDPOINT_URL": url,
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",

@@ -66,6 +66,11 @@ def test_no_hostfile(tmp_path):
         ("launch.restarts=-1", "launch.restarts must be 0 or more, found -1"),
         ("launch.port=0", "launch.port must be 1 to 65535, found 0"),
         ("launch.env=[1A=b]", "launch.env holds NAME=VALUE in one line each, found '1A=b'"),
+        (
+            "launch.env=[AWS_SECRET_ACCESS_KEY=hush]",
+            "launch.env would show AWS_SECRET_ACCESS_KEY to",
+        ),
+        ("launch.env=[HF_TOKEN=hush]", "launch.env would show HF_TOKEN to whoever reads scripts"),
         ("local.devices=-1", "local.devices must be 0 or more, found -1"),
         ("hosts.ssh_seconds=0", "hosts.ssh_seconds must be at least 1, found 0"),
         ("hosts.programme=torchrun", "hosts.programme: unknown key (did you mean 'program'?)"),
@@ -86,6 +91,12 @@ def test_settings(override, told):
     with pytest.raises(configs.ConfigError) as error:
         configs.load(Settings, None, [override])
     assert str(error.value).startswith(told)
+    assert "hush" not in str(error.value)
+
+
+def test_files_with_credentials_may_be_named():
+    env = ("AWS_SHARED_CREDENTIALS_FILE=/shared/keys", "TOKENIZERS_PARALLELISM=false")
+    assert Ranks(env=env).env == env
 
 
 @pytest.mark.parametrize(
