@@ -5,7 +5,7 @@ from typing import Any
 from training.memory.machine import GIB
 from training.memory.prediction import Prediction
 
-STATES = ("parameters", "gradients", "optimizer", "average", "gathered weights")
+STATES = ("parameters", "second copy", "gradients", "optimizer", "average", "gathered weights")
 """Kinds that grow with the model and not with the batch."""
 
 

@@ -40,7 +40,6 @@ def run_forward_backward(
     *,
     device: str,
     on_gradient: Callable[[Weight, Buffer], None] | None = None,
-    on_backward: Callable[[], None] = lambda: None,
 ) -> Tape:
     """Book one micro batch's pass in a ledger; the tape holds what stays behind it."""
     task = importlib.import_module(f"training.memory.tasks.{config.task.name}")
@@ -56,7 +55,6 @@ def run_forward_backward(
     batch = ledger.book("batch", task.batch_bytes(config))
     loss = task.loss(tape, model, config, keeping=keeping_rule(engine))
     tape.end_forward()
-    on_backward()
     tape.backward(loss)
     del batch
     return tape

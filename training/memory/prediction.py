@@ -31,6 +31,11 @@ def predict(config: TrainingConfig, ranks: Ranks) -> Prediction:
         ValueError: there is no formula for the model, or the batch does not fit the ranks.
     """
     _check_known(config.engine)
+    if ranks.world_size % config.engine.hpz_partition_size:
+        raise ValueError(
+            f"engine.hpz_partition_size={config.engine.hpz_partition_size} does not divide the "
+            f"{ranks.world_size} ranks; use a divisor of them"
+        )
     accumulation = accumulation_steps(
         global_batch_size=config.batch.global_batch_size,
         micro_batch_size=config.batch.micro_batch_size,
@@ -54,7 +59,6 @@ def predict(config: TrainingConfig, ranks: Ranks) -> Prediction:
             config,
             device=ranks.device,
             on_gradient=zero.take,
-            on_backward=zero.begin_backward,
         )
         host_bytes = tape.host_bytes
         zero.end_backward()
@@ -66,14 +70,12 @@ def predict(config: TrainingConfig, ranks: Ranks) -> Prediction:
 def _check_known(engine: EngineConfig) -> None:
     """Refuse what the formula would be wrong about."""
     unknown = {
-        "optimizer_precision=bf16": engine.optimizer_precision == "bf16",
         "sequence_parallel_size": engine.sequence_parallel_size > 1,
-        "hpz_partition_size": engine.hpz_partition_size > 1,
         "quantize_weights": engine.quantize_weights,
         "quantize_gradients": engine.quantize_gradients,
     }
     for name, is_wished in unknown.items():
         if is_wished:
             raise ValueError(
-                f"there is no formula of the memory of engine.{name}; measure it with --probe"
+                f"there is no formula of the memory of engine.{name}; a run measures it"
             )

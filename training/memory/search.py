@@ -122,8 +122,10 @@ def _candidates(config: TrainingConfig, machine: Machine, of_rank: int) -> Itera
     """All that trains the same: ZeRO stage, micro batch, checkpointing, offload, chunks."""
     sizes = _divisors(of_rank)
     modes = ("none", "every_n", "selective", "full", "offload")
+    # Stage 1 cannot add bf16 states' gradients up, which most micro batches ask for.
+    stages = (1, 2, 3) if config.engine.optimizer_precision == "fp32" else (2, 3)
     for stage, mode, offload, size in itertools.product(
-        (1, 2, 3), modes, _offloads(config.engine), sizes
+        stages, modes, _offloads(config.engine), sizes
     ):
         changes: dict[str, Any] = {"zero_stage": stage, "activation_checkpointing": mode, **offload}
         try:

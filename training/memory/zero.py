@@ -51,6 +51,12 @@ class Zero:
         self.stage = config.zero_stage
         self.ranks = ranks
         self.width = FP32 if self.stage == 0 else WIDTHS[config.precision]
+        self.state_width = WIDTHS[config.optimizer_precision]
+        self.sum_width = FP32 if gradient_accumulation_steps > 1 else self.state_width
+        """Of gradients that are added up, as `training/deepspeed_config.py` sets it."""
+        self.sent_width = FP32 if config.reduce_in_fp32 else self.width
+        """Of gradients between ranks."""
+        self.weights = weights
         self.num_weights = sum(weight.numel for weight in weights)
         self.part = math.ceil(self.num_weights / (ranks.world_size if self.stage else 1))
         self.largest = max(weight.numel for weight in weights)
@@ -61,7 +67,6 @@ class Zero:
             num_parameters=self.num_weights,
             overlap=ranks.device != "cpu",
         )["zero_optimization"]
-        self.weights = weights
         self.gradients: dict[int, Buffer] = {}
         """Of whole weights."""
         self.passing: list[Buffer] = []
@@ -77,7 +82,8 @@ class Zero:
     @property
     def has_bf16_optimizer(self) -> bool:
         """DeepSpeed has another optimizer for bf16 at stage 1, which cannot offload."""
-        return self.stage == 1 and self.config.precision == "bf16" and not self.offloads_optimizer
+        is_bf16 = self.config.precision == "bf16" and self.config.optimizer_precision == "fp32"
+        return self.stage == 1 and is_bf16 and not self.offloads_optimizer
 
     @property
     def offloads_optimizer(self) -> bool:
@@ -92,10 +98,12 @@ class Zero:
     def _hold(self, *, averaged: bool) -> list[Buffer]:
         """From the second step on, always."""
         book, num, part = self.ledger.book, self.num_weights, self.part
-        masters = FP32 * part if self.stage else 0  # at stage 0 the weights are fp32 themselves
-        states = masters + 2 * FP32 * part
+        masters = part if self.stage else 0  # at stage 0 the weights are fp32 themselves
+        states = self.state_width * (masters + 2 * part)
         weights = self.width * (part if self.stage == 3 else num)
         held = [book("average", FP32 * part * averaged)]
+        if self.config.hpz_partition_size > 1:
+            held.append(book("second copy", self._second_copy()))
         if self.ranks.device != "cpu":
             held.append(book("workspace", CUBLAS_WORKSPACE))
         self._place(held, "parameters", weights, where=self.config.offload_parameters)
@@ -104,12 +112,20 @@ class Zero:
             held.append(book(GRADIENTS, FP32 * num))
         if self.stage == 3:
             gradients = "cpu" if self.offloads_optimizer else "none"
-            self._place(held, GRADIENTS, FP32 * part, where=gradients)
-            held.append(book("buckets", FP32 * self.bucket))
+            self._place(held, GRADIENTS, self.sum_width * part, where=gradients)
+            held.append(book("buckets", self.sent_width * self.bucket))
         elif self.offloads_optimizer:  # fp32 gradients and a copy of the weights on their way
             self.host_bytes += (FP32 + self.width) * part
             held.append(book("buckets", self.width * self.largest))
         return held
+
+    def _second_copy(self) -> int:
+        """Of hpZ, from the first forward pass on, as partition_parameters.py makes
+        `ds_secondary_tensor`: all weights but the small ones, which are whole always.
+        """
+        threshold = int(self.settings["stage3_param_persistence_threshold"])
+        copied = sum(weight.numel for weight in self.weights if weight.numel > threshold)
+        return self.width * copied // self.config.hpz_partition_size
 
     def _place(self, held: list[Buffer], kind: str, num_bytes: int, *, where: str) -> None:
         """On the device, in the memory of the host, or in files."""
@@ -131,16 +147,10 @@ class Zero:
             )
         self.filled = 0
 
-    def begin_backward(self) -> None:
-        """Buckets are made by the first gradient."""
-        if self.stage not in (1, 2) or self.has_bf16_optimizer:
-            return
-        width = FP32 if self._casts_each else self.width
-        number = 2 if self.settings["overlap_comm"] else 1
-        self.passing.append(self.ledger.book("buckets", number * width * self.bucket))
-
     def take(self, weight: Weight, gradient: Buffer) -> None:
         """A gradient is whole."""
+        if self.stage in (1, 2) and not self.has_bf16_optimizer and not self.passing:
+            self._make_buckets()
         if self._casts_each:
             gradient = self.ledger.book(GRADIENTS, FP32 * weight.numel)
         if self._keeps_gradients:
@@ -155,6 +165,12 @@ class Zero:
         else:
             self.filled += weight.numel
 
+    def _make_buckets(self) -> None:
+        """By the first gradient of a backward pass."""
+        width = FP32 if self._casts_each else self.width
+        number = 2 if self.settings["overlap_comm"] else 1
+        self.passing.append(self.ledger.book("buckets", number * width * self.bucket))
+
     @property
     def _keeps_gradients(self) -> bool:
         """Until the end of the last backward pass, of all weights."""
@@ -165,20 +181,30 @@ class Zero:
     @property
     def _casts_each(self) -> bool:
         """Stage 1 makes each gradient fp32 as it comes."""
-        return self.stage == 1 and self.width < FP32 and not self.has_bf16_optimizer
+        return self.stage == 1 and self.width < self.sum_width and not self.has_bf16_optimizer
+
+    @property
+    def _step_width(self) -> int:
+        """Of a copy of gradients that are wider than what they change."""
+        return self.state_width if self.state_width < self.sum_width else 0
 
     def _reduce(self, numel: int) -> None:
         """Sum a bucket over the ranks: a flat copy, and one in the precision of communication."""
         moment, self.ledger.moment = self.ledger.moment, f"reduction at {self.ledger.moment}"
         if self.stage == 3:  # gloo, which has no reduce-scatter, copies it once more
             copies = 2 if self.ranks.device == "cpu" else 1
-            self.ledger.visit("buckets", copies * FP32 * numel)
+            sums = self.sum_width / self.ranks.world_size if self.sum_width > self.sent_width else 0
+            width = max(copies * self.sent_width, self.sent_width + sums)
+            self.ledger.visit("buckets", width * numel)
         else:
-            if self.partition is None:
-                self.partition = self.ledger.book(GRADIENTS, FP32 * self.part)
             width = FP32 if self._casts_each else self.width
-            wide = FP32 if self.config.reduce_in_fp32 and width < FP32 else 0
-            self.ledger.visit("buckets", (width + wide) * numel)
+            wide = self.sent_width if self.sent_width > width else 0
+            joins = self.sum_width == FP32 or self.ranks.world_size > 1
+            if self.sum_width == FP32 and self.partition is None:
+                self.partition = self.ledger.book(GRADIENTS, FP32 * self.part)
+            self.ledger.visit("buckets", (width * joins + wide) * numel)
+            if self.partition is None:
+                self.partition = self.ledger.book(GRADIENTS, self.sum_width * self.part)
         self.ledger.moment = moment
 
     def end_backward(self) -> None:
@@ -206,8 +232,10 @@ class Zero:
             self.ledger.look()
         elif self.stage == 3:
             group = min(self.part, 10**9)  # stage3.py: sub_group_size
-            self.ledger.visit(GRADIENTS, FP32 * group)
+            self.ledger.visit(GRADIENTS, (self.sum_width + self._step_width) * group)
         elif self.stage and self.config.precision == "fp32":
             self.ledger.visit(GRADIENTS, FP32 * self.part)
+        elif self.stage and self.state_width < FP32:
+            self.ledger.visit(GRADIENTS, self.state_width * self.part)
         self.gradients.clear()
         self.partition = None

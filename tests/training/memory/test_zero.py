@@ -24,15 +24,32 @@ data: {dataset_dir: nowhere, sequence_length: 128}
 batch: {global_batch_size: 8, micro_batch_size: 2}
 schedule: {warmup_steps: 0}
 """
+NARROW = "engine.optimizer_precision=bf16"
+SMALL_BUCKETS = (
+    "engine.bucket_elements=1200000,engine.activation_checkpointing=full,data.sequence_length=8"
+)
 CASES = {
     1: (
         "engine.zero_stage=0,model.num_layers=5",
         "engine.zero_stage=2,engine.activation_checkpointing=full,batch.micro_batch_size=4",
         "engine.zero_stage=1,engine.precision=fp32,ema.decay=0.9",
+        "engine.zero_stage=2,batch.micro_batch_size=8",
+        f"{NARROW},engine.zero_stage=1,batch.micro_batch_size=8",
+        f"{NARROW},engine.zero_stage=3",
     ),
-    2: ("engine.zero_stage=1", "engine.zero_stage=2", "engine.zero_stage=3"),
+    2: (
+        "engine.zero_stage=1",
+        "engine.zero_stage=2",
+        "engine.zero_stage=3",
+        f"{NARROW},engine.zero_stage=1,batch.micro_batch_size=4,{SMALL_BUCKETS}",
+        f"{NARROW},engine.zero_stage=2",
+        f"{NARROW},engine.zero_stage=2,batch.micro_batch_size=4,{SMALL_BUCKETS}",
+        f"{NARROW},engine.zero_stage=3,{SMALL_BUCKETS}",
+        f"{NARROW},engine.zero_stage=3,batch.micro_batch_size=4",
+        f"engine.zero_stage=3,engine.hpz_partition_size=2,{SMALL_BUCKETS}",
+    ),
 }
-"""By world size."""
+"""By world size; optimizer states in bf16 with gradients that are added up, and that are not."""
 
 
 @pytest.mark.slow
@@ -82,3 +99,16 @@ def test_more_ranks_share_what_the_stage_shares(config_of):
     assert held(1, 1) == held(2, 1) == held(3, 1) == {"parameters": 2.0, "optimizer": 12.0}
     assert held(1, 8) == held(2, 8) == {"parameters": 2.0, "optimizer": 1.5}
     assert held(3, 8) == {"parameters": 0.25, "optimizer": 1.5}
+
+
+def test_a_second_copy_of_the_weights_is_shared_by_the_ranks_of_a_node(config_of):
+    overrides = "model.vocab_size=50000 model.d_model=4096 model.num_heads=32 model.num_layers=4"
+    overrides += " data.sequence_length=16 engine.zero_stage=3 engine.hpz_partition_size={size}"
+
+    def copied(size):
+        config = config_of("gpt", overrides.format(size=size), global_batch_size=128)
+        prediction = predict(config, Ranks(8))
+        kinds = prediction.phases["optimizer step"].breakdown
+        return round(kinds["second copy"] / prediction.num_parameters, 2)
+
+    assert {size: copied(size) for size in (1, 2, 4, 8)} == {1: 0, 2: 1, 4: 0.5, 8: 0.25}
