@@ -64,6 +64,11 @@ def test_plans_are_ranked_and_fit():
     assert all(plan.prediction.peak.num_bytes <= machine.usable_bytes for plan in plans)
 
 
+def test_the_search_leaves_out_the_stage_that_cannot_add_up_bf16():
+    plans = search(load("engine.optimizer_precision=bf16"), Machine(world_size=8))
+    assert {plan.config.engine.zero_stage for plan in plans} == {2, 3}
+
+
 def test_less_memory_takes_a_slower_plan():
     best = [
         search(load("batch.global_batch_size=64"), Machine(memory_gib=gib), num_plans=1)[0]
@@ -91,7 +96,10 @@ def test_what_fits_nowhere_says_what_it_needs(monkeypatch, capsys):
         (("--gpus", "7"), "no multiple of batch.micro_batch_size"),
         (("--gpus", "7", "--search"), "cannot be shared by 7 ranks; use a multiple of 7"),
         (("--out", "x.yaml"), "add --search"),
-        (("engine.optimizer_precision=bf16",), "no formula of the memory of engine.optimizer_pr"),
+        (
+            ("engine.sequence_parallel_size=2",),
+            "no formula of the memory of engine.sequence_parallel_size",
+        ),
         (("--trace", "--search"), "not allowed with"),
         (("--gpus", "many"), "invalid int value"),
     ],
