@@ -19,7 +19,7 @@ from pipeline.config import LOCAL, PipelineConfig, TextPipelineConfig, byte_conf
 from pipeline.corpus import Portion, plan_portions
 from pipeline.decide import Terms, decide
 from pipeline.engine_flags import complete_flags
-from pipeline.fingerprints import portion_fingerprints, request_fingerprint
+from pipeline.fingerprints import library_versions, portion_fingerprints, request_fingerprint
 from pipeline.kind import Kind
 from pipeline.leaks import note_leaks
 from pipeline.listing import listing_of
@@ -34,6 +34,7 @@ from pipeline.shards import ShardSettings
 from pipeline.space import check_free_space, full_disk_advice
 from pipeline.stages import BuildShards, spread_order
 from pipeline.work import FOLDER, WorkFolder
+from pipeline.worker_versions import are_elsewhere, check_workers
 
 WORKER_BYTES = 32 * 2**20
 """A worker process starts in 3 to 5 s, in which another one reads about so much."""
@@ -71,6 +72,9 @@ def build(config: PipelineConfig, flags: Sequence[str] = (), *, spills: bool | N
         work.create()
         check_free_space(dataset_dir, portions, growth=config.growth)
         try:
+            if are_elsewhere(engine.flags):
+                run = partial(run_beam, engine=engine, error_log=work.error_log)
+                check_workers(run, library_versions(config))
             building = _build_shards(config, portions, engine, work)
         except StageError as error:
             advice = full_disk_advice(str(error))

@@ -16,6 +16,7 @@ from typing import Any
 import apache_beam as beam
 
 from pipeline.corpus import CorpusFile, Portion
+from pipeline.machine import on_this_machine
 from pipeline.refused import RefusedError
 from pipeline.shuffle import Spread
 from pipeline.work import WorkFolder, write_atomic
@@ -80,7 +81,7 @@ def _fingerprints(path: str) -> dict[int, str]:
 
 def _rows(path: str) -> Iterator[tuple[dict[str, Any], str]]:
     try:
-        with Path(path).open(encoding="utf-8") as file:
+        with on_this_machine(Path(path)), Path(path).open(encoding="utf-8") as file:
             for line in file:
                 portion, fingerprint = json.loads(line)
                 yield portion, fingerprint

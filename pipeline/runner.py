@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import apache_beam as beam
+import grpc  # type: ignore[import-untyped]
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
@@ -184,6 +185,11 @@ def _one_thread_each(num_workers: int) -> Iterator[None]:
 
 def one_line(error: BaseException) -> str:
     """The innermost message of an error that came through Beam, with its stage."""
+    if isinstance(error, grpc.RpcError):
+        return (
+            "the job server is gone, or its connection; look at its log and whether the job still "
+            "runs, and run the same command again"
+        )
     name, message = innermost(error)
     if name == "ValueError":
         return message

@@ -7,6 +7,7 @@ by binary search: a shard touches only its own pages.
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 
 from pipeline.batch import Batch
 from pipeline.hashes import Hashes
+from pipeline.machine import on_this_machine
 
 _HASH = pa.field("hash", pa.uint64())
 
@@ -49,7 +51,7 @@ def write_spill(path: Path, documents: pa.RecordBatch) -> None:
     """Write documents in shuffle order, complete or not at all."""
     order = np.argsort(np.asarray(documents.column("hash")), kind="stable")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
+    with on_this_machine(path), _gone_at_last(temporary):
         with (
             pa.OSFile(str(temporary), "wb") as file,
             pa.ipc.new_file(file, documents.schema) as writer,
@@ -58,8 +60,15 @@ def write_spill(path: Path, documents: pa.RecordBatch) -> None:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+
+
+@contextmanager
+def _gone_at_last(temporary: Path) -> Iterator[None]:
+    """On a full disk it takes the room that others need."""
+    try:
+        yield
     finally:
-        temporary.unlink(missing_ok=True)  # on a full disk it takes the room that others need
+        temporary.unlink(missing_ok=True)
 
 
 def _read_range(path: Path, wanted: SpilledDocuments) -> pa.RecordBatch:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.machine import on_this_machine
+
 FOLDER = ".work"
 
 
@@ -115,14 +117,15 @@ def is_work_folder(path: Path) -> bool:
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file complete or not at all: temporary name, fsync, rename."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with on_this_machine(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, tree: Any) -> None:

@@ -1,6 +1,10 @@
+import importlib.metadata
 import os
+import re
+import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import apache_beam as beam
@@ -8,6 +12,8 @@ import pytest
 
 from pipeline.refused import RefusedError
 from pipeline.runner import Engine, StageError, one_line, run_beam, uses_local_runner
+from pipeline.work import write_atomic
+from pipeline.worker_versions import _compare, are_elsewhere, check_workers, versions
 
 ROOT = Path(__file__).parents[2]
 ENGINE = Engine(num_workers=1, flags=(), spills=True)
@@ -103,3 +109,51 @@ def test_a_runner_that_waits_for_ever_behind_a_dead_worker_is_ended(tmp_path):
     assert done.stderr.startswith("error: a worker process died, perhaps for lack of memory;")
     assert done.stderr.endswith(f"(traceback: {log})\n")
     assert "Worker subprocess exited with return code -9" in log.read_text()
+
+
+def test_an_error_of_a_file_names_the_machine(tmp_path):
+    path = tmp_path / "nothere/a.json"
+    with pytest.raises(FileNotFoundError) as raised:
+        write_atomic(path, b"x")
+    told = f"[Errno 2] No such file or directory (machine {socket.gethostname()}): '{path}'"
+    assert str(raised.value) == told
+
+
+def other_versions(pipeline):
+    wanted = {**versions(["numpy"]), "apache-beam": "2.1.0", "numpy": "0"}
+    _ = pipeline | beam.Create([1]) | beam.Map(_compare, wanted)
+
+
+def test_a_worker_of_other_versions_is_refused(tmp_path):
+    found = versions(["numpy"])
+    told = (
+        f"a worker on {socket.gethostname()} has apache-beam {found['apache-beam']} instead of "
+        f"2.1.0, numpy {found['numpy']} instead of 0: workers need the versions"
+    )
+    with pytest.raises(RefusedError, match=re.escape(told)):
+        run_beam(other_versions, ENGINE, tmp_path / "log")
+    same = {name: importlib.metadata.version(name) for name in ("numpy", "pyarrow")}
+    check_workers(partial(run_beam, engine=ENGINE, error_log=tmp_path / "log"), same)
+
+
+def test_workers_that_run_nothing():
+    def run(construct):
+        raise StageError("TypeError: code() takes at most 16 arguments")
+
+    with pytest.raises(StageError, match=r"code\(\) takes at most .*do they have .* Python 3"):
+        check_workers(run, {})
+
+
+@pytest.mark.parametrize(
+    ("flags", "elsewhere"),
+    [
+        ((), False),
+        (("--runner=FlinkRunner",), False),
+        (("--runner=FlinkRunner", "--environment_type=loopback"), False),
+        (("--runner=FlinkRunner", "--environment_type=EXTERNAL"), True),
+        (("--runner=PortableRunner", "--environment_type=DOCKER"), True),
+        (("--runner=DataflowRunner", "--environment_type=DOCKER"), False),
+    ],
+)
+def test_workers_elsewhere(flags, elsewhere):
+    assert are_elsewhere(flags) is elsewhere
