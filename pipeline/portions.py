@@ -194,7 +194,12 @@ def read_record(path: Path) -> PortionRecord | None:
 
 
 def spills_are_whole(record: PortionRecord, work: WorkFolder) -> bool:
-    """Whether all files of a portion lie there in the size in which they were written."""
+    """Whether all files of a portion lie there in the size in which they were written.
+
+    A portion that an engine read has none: its documents went through the engine's own shuffle.
+    """
+    if record.histogram.any() and not record.spills:
+        return False
     paths = [work.spills / name for name in record.spills]
     expected = list(record.spill_bytes)
     if record.sketch_bytes:

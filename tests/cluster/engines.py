@@ -7,6 +7,7 @@ The published job-server jars hold the same classes as the jars that the two POM
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -114,6 +115,18 @@ class Cluster:
         command = inside(name, sys.executable, *words)
         return self.daemons.start(*command, log=log, env=self.worker_env, cwd=self.folder)
 
+    def fault(self, victim):
+        """On one machine: killed by SIGKILL and started again, or the job is cancelled."""
+        if victim == "job":
+            self.cancel()
+            return
+        running, start = self.workers, self.start_worker
+        if victim == "worker pool":
+            running, start = self.pools, self.start_pool
+        name = MACHINES[0]
+        os.killpg(running[name].pid, signal.SIGKILL)
+        running[name] = start(name)
+
     def logs(self):
         return "\n".join(path.read_text()[-2000:] for path in self.folder.glob("*.log"))
 
@@ -143,10 +156,11 @@ class Flink(Cluster):
         self.env = {"JAVA_TOOL_OPTIONS": " ".join(OPENS)}
         """Of the job server."""
         self.starts = 0
-        self.managers = {name: self.start_manager(name) for name in MACHINES}
+        self.workers = {name: self.start_worker(name) for name in MACHINES}
         wait_until(lambda: self.get("/overview").get("slots-total") == 2, why=self.logs)
 
-    def start_manager(self, name):
+    def start_worker(self, name):
+        """A task manager."""
         self.starts += 1
         memory = [f"taskmanager.memory.{key}={size}b" for key, size in TASK_MANAGER.items()]
         settings = [f"taskmanager.resource-id={name}-{self.starts}", "taskmanager.cpu.cores=1"]
@@ -167,6 +181,13 @@ class Flink(Cluster):
                 return json.load(answer)
         except OSError:
             return {}
+
+    def cancel(self):
+        jobs = self.get("/jobs/overview").get("jobs", [])
+        for job in (job["jid"] for job in jobs if job["state"] == "RUNNING"):
+            url = f"http://{self.address}/jobs/{job}?mode=cancel"
+            request = urllib.request.Request(url, method="PATCH")
+            urllib.request.urlopen(request, timeout=10).close()
 
     def flags(self):
         """What a user types, and where the job server is, which Beam would download."""
@@ -206,19 +227,30 @@ class Spark(Cluster):
         words = ["--host", self.network.here, "--port", port, "--webui-port", self.web]
         self._java("master", master, *words)
         wait_until(lambda: answers(port, self.network.here), why=self.logs)
-        worker = "org.apache.spark.deploy.worker.Worker"
-        for name in MACHINES:
-            host = self.network.address(name)
-            words = ["-c", "1", "-m", "1g", "--host", host, "-d", folder / name]
-            env = {**self.env, "SPARK_LOCAL_IP": host}
-            self._java(name, worker, *words, self.address, before=inside(name), env=env)
+        self.workers = {name: self.start_worker(name) for name in MACHINES}
         registered = "Registering worker"
         log = folder / "master.log"
         wait_until(lambda: log.read_text().count(registered) == 2, why=self.logs)
 
+    def start_worker(self, name):
+        host = self.network.address(name)
+        words = ["-c", "1", "-m", "1g", "--host", host, "-d", self.folder / name, self.address]
+        entry, env = "org.apache.spark.deploy.worker.Worker", {**self.env, "SPARK_LOCAL_IP": host}
+        return self._java(name, entry, *words, before=inside(name), env=env)
+
+    def cancel(self):
+        site = f"http://{self.network.here}:{self.web}"
+        with urllib.request.urlopen(f"{site}/json/", timeout=10) as answer:
+            running = [app["id"] for app in json.load(answer)["activeapps"]]
+        assert running
+        for app in running:
+            urllib.request.urlopen(
+                f"{site}/app/kill/", f"id={app}&terminate=true".encode(), timeout=10
+            ).close()
+
     def _java(self, name, entry, *words, before=(), env=None):
         command = (*before, "java", "-Xmx512m", "-cp", f"{self.jars}/*", entry, *words)
-        self.daemons.start(*command, log=self.folder / f"{name}.log", env=env or self.env)
+        return self.daemons.start(*command, log=self.folder / f"{name}.log", env=env or self.env)
 
     def flags(self):
         jar = job_server_jar(
@@ -238,15 +270,31 @@ class Prism:
     """Beam's portable runner in Go, one process here, with a worker pool, `before` it by choice."""
 
     def __init__(self, daemons, folder, env, before=()):
-        self.folder, self.port, self.pool = folder, free_port(), free_port()
-        self.env = {}
-        program = fetch_prism()
-        words = ["-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={self.pool}"]
-        log = folder / "pool.log"
-        daemons.start(*before, sys.executable, *words, log=log, env=env, cwd=folder)
+        self.folder, self.port, self.pool_port = folder, free_port(), free_port()
+        self.daemons, self.worker_env, self.before, self.env = daemons, env, before, {}
+        self.start_pool()
+        self.start_server()
+
+    def start_pool(self):
+        words = ["-m", "apache_beam.runners.worker.worker_pool_main"]
+        command = (*self.before, sys.executable, *words, f"--service_port={self.pool_port}")
+        log = self.folder / "pool.log"
+        self.pool = self.daemons.start(*command, log=log, env=self.worker_env, cwd=self.folder)
+        wait_until(lambda: answers(self.pool_port), why=self.logs)
+
+    def start_server(self):
         words = [f"--job_port={self.port}", "--serve_http=false"]
-        daemons.start(program, *words, log=folder / "prism.log")
-        wait_until(lambda: answers(self.port) and answers(self.pool), why=self.logs)
+        self.server = self.daemons.start(fetch_prism(), *words, log=self.folder / "prism.log")
+        wait_until(lambda: answers(self.port), why=self.logs)
+
+    def fault(self, victim):
+        """Killed by SIGKILL and started again."""
+        killed, start = (self.server, self.start_server)
+        if victim == "worker pool":
+            killed, start = self.pool, self.start_pool
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.wait()
+        start()
 
     def logs(self):
         return (self.folder / "prism.log").read_text()[-3000:]
@@ -256,7 +304,7 @@ class Prism:
             "--runner=PortableRunner",
             f"--job_endpoint=localhost:{self.port}",
             "--environment_type=EXTERNAL",
-            f"--environment_config=localhost:{self.pool}",
+            f"--environment_config=localhost:{self.pool_port}",
             "--parallelism=2",
         ]
 

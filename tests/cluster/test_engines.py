@@ -9,18 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 
 from tests.cluster.conftest import ROOT
-from tests.cluster.engines import MACHINES, Flink, Prism, Spark
+from tests.cluster.engines import Flink, Prism, Spark
 from tests.cluster.services import Daemons, wait_until
 
+OTHER_BEAM = "2.70.0"
 ENGINES = {"flink": Flink, "spark": Spark, "prism": Prism}
 
 
@@ -40,12 +41,6 @@ def started(kind, folder, env):
 @pytest.fixture(scope="module", params=ENGINES)
 def engine(request, tmp_path_factory, cpu_env):
     with started(ENGINES[request.param], tmp_path_factory.mktemp(request.param), cpu_env) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def flink(tmp_path_factory, cpu_env):
-    with started(Flink, tmp_path_factory.mktemp("faults"), cpu_env) as made:
         yield made
 
 
@@ -160,56 +155,88 @@ def test_a_folder_that_workers_do_not_share(corpora, cpu_env, tmp_path):
     assert not (tmp_path / "here/d/manifest.json").exists()
 
 
-@pytest.mark.parametrize("victim", ["task manager", "worker pool"])
-def test_a_kill_is_survived_or_a_rerun_finishes(flink, corpora, local, cpu_env, tmp_path, victim):
-    running, start, name = flink.managers, flink.start_manager, MACHINES[0]
-    if victim == "worker pool":
-        running, start = flink.pools, flink.start_pool
-    folder, env = tmp_path / "text", {**cpu_env, **flink.env}
-    process = build(corpora["text"], folder, env, *flink.flags())
-    wait_until(lambda: flink.get("/overview").get("jobs-running"), why=flink.logs)
-    time.sleep(3)
-    os.killpg(running[name].pid, signal.SIGKILL)
-    running[name] = start(name)
-    assert_whole_or_nothing(process, folder, corpora["text"], local["text"], env, flink)
+WITHOUT_ROOM = {
+    "No space left on device": "mount -t tmpfs -o size=64k none {shards}",
+    "Read-only file system": "mount -t tmpfs -o ro none {shards}",
+}
 
 
-def test_a_cancelled_job_fails_clearly_and_a_rerun_finishes(
-    flink, corpora, local, cpu_env, tmp_path
-):
-    folder, env = tmp_path / "text", {**cpu_env, **flink.env}
-    process = build(corpora["text"], folder, env, *flink.flags())
-    running = lambda: [  # noqa: E731
-        job["jid"]
-        for job in flink.get("/jobs/overview").get("jobs", [])
-        if job["state"] == "RUNNING"
-    ]
-    wait_until(running, why=flink.logs)
-    url = f"http://{flink.address}/jobs/{running()[0]}?mode=cancel"
-    urllib.request.urlopen(urllib.request.Request(url, method="PATCH"), timeout=10).close()
-    assert_whole_or_nothing(process, folder, corpora["text"], local["text"], env, flink)
-
-
-def test_a_killed_build_and_its_job_server_leave_nothing_wrong(
-    flink, corpora, local, cpu_env, tmp_path
-):
-    folder, env = tmp_path / "text", {**cpu_env, **flink.env}
-    process = build(corpora["text"], folder, env, *flink.flags())
-    wait_until(lambda: flink.get("/overview").get("jobs-running"), why=flink.logs)
-    os.killpg(process.pid, signal.SIGKILL)  # the job server is a child of the build
-    process.wait()
+@pytest.mark.parametrize("fault", WITHOUT_ROOM)
+def test_one_worker_that_cannot_write_is_named(corpora, local, cpu_env, tmp_path, fault):
+    """The shards' folder of one machine is full, or mounted read-only; a rerun elsewhere ends."""
+    folder, env = tmp_path / "d", cpu_env
+    shards = folder / ".work/shards"
+    for path in (shards, folder / ".work/portions"):
+        path.mkdir(parents=True)
+    script = f'hostname mill-full && {WITHOUT_ROOM[fault].format(shards=shards)} && exec "$@"'
+    before = ("unshare", "--mount", "--uts", "sh", "-c", script, "pool")
+    with started(partial(Prism, before=before), tmp_path, env) as prism:
+        code, text = finish(build(corpora["text"], folder, env, *prism.flags()))
+    assert code == 1
+    (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert f"{fault} (machine mill-full): '{shards}/" in line
+    assert "Traceback" not in text
     assert not (folder / "manifest.json").exists()
-    rerun = build(corpora["text"], folder, env, *flink.flags())
-    assert_whole_or_nothing(rerun, folder, corpora["text"], local["text"], env, flink)
+    code, text = finish(build(corpora["text"], folder, env))
+    assert code == 0, text
+    assert hashes(folder) == local["text"]
 
 
-def assert_whole_or_nothing(process, folder, words, expected, env, flink):
+def test_workers_of_another_library_are_refused(corpora, cpu_env, tmp_path):
+    (tmp_path / "other/orjson-0.0.1.dist-info").mkdir(parents=True)
+    text = "Metadata-Version: 2.1\nName: orjson\nVersion: 0.0.1\n"
+    (tmp_path / "other/orjson-0.0.1.dist-info/METADATA").write_text(text)
+    assert_refused("orjson 0.0.1 instead of", corpora, cpu_env, tmp_path)
+
+
+def test_workers_of_another_beam_are_refused(corpora, cpu_env, tmp_path):
+    """A real one, over that of the tests."""
+    uv = Path(sys.executable).parent / "uv"
+    words = [uv, "pip", "install", "-q", "--no-deps", "--target", tmp_path / "other"]
+    answer = subprocess.run([*words, f"apache-beam=={OTHER_BEAM}"], capture_output=True, text=True)
+    if answer.returncode:
+        pytest.skip(f"apache-beam {OTHER_BEAM} was not to be had: {answer.stderr[-200:]}")
+    assert_refused(f"apache-beam {OTHER_BEAM} instead of", corpora, cpu_env, tmp_path)
+
+
+def assert_refused(told, corpora, cpu_env, folder):
+    """Workers that find `folder/other` first."""
+    env = {**cpu_env, "PYTHONPATH": f"{folder}/other:{ROOT}"}
+    with started(Prism, folder, env) as prism:
+        code, text = finish(build(corpora["text"], folder / "d", cpu_env, *prism.flags()))
+    assert code == 2, text
+    assert "error: a worker on " in text
+    assert told in text
+    assert "workers need the versions of the machine that submits" in text
+    assert "Traceback" not in text
+    assert not (folder / "d/manifest.json").exists()
+
+
+FAULTS = [
+    *((name, victim) for name in ("flink", "spark") for victim in ("worker", "worker pool")),
+    *((name, victim) for name in ("flink", "spark") for victim in ("job", "job server", "build")),
+    *(("prism", victim) for victim in ("server", "worker pool", "build")),
+]
+
+
+@pytest.mark.parametrize(("engine", "victim"), FAULTS, indirect=["engine"])
+def test_a_fault_is_survived_or_a_rerun_finishes(engine, corpora, local, cpu_env, tmp_path, victim):
     """The job finishes with the same bytes, or fails in a line and a rerun finishes it."""
+    folder, env = tmp_path / "text", {**cpu_env, **engine.env}
+    process = build(corpora["text"], folder, env, *engine.flags())
+    wait_until(lambda: list((folder / ".work").glob("listing-*")), why=engine.logs)
+    time.sleep(4)
+    if victim == "build":  # with the job server that it has started
+        os.killpg(process.pid, signal.SIGKILL)
+    elif victim == "job server":
+        subprocess.run(["pkill", "-KILL", "-P", str(process.pid), "java"], check=True)
+    else:
+        engine.fault(victim)
     code, text = finish(process)
     if code:
         assert not (folder / "manifest.json").exists()
-        assert "error: " in text, text
+        assert "error: " in text or victim == "build", text
         assert "Traceback" not in text, text
-        code, text = finish(build(words, folder, env, *flink.flags()))
-    assert code == 0, text + flink.logs()
-    assert hashes(folder) == expected
+        code, text = finish(build(corpora["text"], folder, env, *engine.flags()))
+    assert code == 0, text + engine.logs()
+    assert hashes(folder) == local["text"]

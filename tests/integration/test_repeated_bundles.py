@@ -9,6 +9,7 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner.fn_runner import BundleManager
 
 from configs import load
+from pipeline import build as driver
 from pipeline.build import build
 from pipeline.config import PipelineConfig
 from pipeline.tar import Sample, write_shard
@@ -74,3 +75,23 @@ def test_a_shard_that_two_workers_write_at_once(tmp_path):
     assert (tmp_path / "many.tar").read_bytes() == (tmp_path / "alone.tar").read_bytes()
     assert (tmp_path / "many.tar.idx").read_bytes() == (tmp_path / "alone.tar.idx").read_bytes()
     assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["text", "images"])
+def test_a_build_that_begins_on_an_engine_ends_on_this_machine(make, digests, tmp_path, kind):
+    """Portions were read, their documents are gone with the engine, and no shard is finished."""
+
+    def stop(building):
+        for path in building.work.shards.iterdir():
+            path.unlink()
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "publish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build(make(kind, tmp_path / "twice"), spills=False)
+    assert list((tmp_path / "twice/.work/portions").iterdir())
+    build(make(kind, tmp_path / "twice"), spills=True)
+    build(make(kind, tmp_path / "once"), spills=True)
+    assert hashes(digests, tmp_path / "twice") == hashes(digests, tmp_path / "once")
