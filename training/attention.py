@@ -63,6 +63,9 @@ def _of_text(
 ) -> dict[str, Tensor]:
     if arguments.prompt is None or arguments.image is not None:
         raise ValueError(f"{arguments.run}: is a run on text; give a --prompt, and no image")
+    if config.model.module.OUTPUT != "tokens":
+        what = f"a run of {config.model.name}; of text what a decoder alone looks at is drawn"
+        raise ValueError(f"{arguments.run}: is {what}")
     codec = load_run_codec(trained)
     numbers = encode_prompt(codec, arguments.prompt, context=config.data.sequence_length)
     tokens = torch.tensor([numbers], device=next(trained.model.parameters()).device)  # (1, T)

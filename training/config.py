@@ -146,7 +146,17 @@ class TextTrainingConfig(TrainingConfig):
                 f"data.sequence_length is {self.data.sequence_length}, but model.max_positions is "
                 f"{longest}; raise the one or lower the other"
             )
+        if self.attention.every_steps and self.model.module.OUTPUT != "tokens":
+            raise ValueError(
+                f"attention.every_steps draws what a decoder looks at, and model.name "
+                f"{self.model.name} is none; set it to 0"
+            )
         size = self.engine.sequence_parallel_size
+        if size > 1 and not hasattr(self.task.module.Task, "share"):
+            raise ValueError(
+                f"engine.sequence_parallel_size is {size}, but task.name {self.task.name} has no "
+                "way to share its sequences; use 1"
+            )
         if self.data.sequence_length % size:
             raise ValueError(
                 f"data.sequence_length {self.data.sequence_length} is no multiple of "

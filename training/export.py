@@ -25,6 +25,7 @@ from training.huggingface.layouts import find_layout
 from training.huggingface.model_files import write_model
 from training.run_dataset import find_facts, find_tokenizer
 from training.run_dir import find_checkpoint
+from training.tasks.span_corruption import count_lengths
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FORMATS = ("huggingface",)
@@ -87,16 +88,21 @@ def _beside(config: TrainingConfig, found: Path) -> Beside:
 def _of_text(config: TextTrainingConfig, found: Path) -> Beside:
     content, described = find_tokenizer(found, config)
     end = described.end_of_document
-    generation = beside.generation_config(
+    num_tokens, special = described.vocab_size, {"bos_token_id": end, "eos_token_id": end}
+    if config.model.module.OUTPUT == "target tokens":
+        lengths = count_lengths(config.data.sequence_length, config.task.config)
+        num_tokens += lengths.num_spans  # sentinels are drawn as well
+        special |= {"decoder_start_token_id": end, "pad_token_id": end}
+    generation = special | beside.generation_config(
         end_of_document=end,
-        num_tokens=described.vocab_size,
+        num_tokens=num_tokens,
         vocab_size=config.model.config.vocab_size,
     )
     files = beside.tokenizer_files(
         content, end_of_document=end, context_tokens=config.data.sequence_length
     )
     files["generation_config.json"] = beside.as_json(generation)
-    return Beside({"bos_token_id": end, "eos_token_id": end}, files)
+    return Beside(special, files)
 
 
 def _of_images(config: ImageTrainingConfig, found: Path) -> Beside:

@@ -14,6 +14,11 @@ from training.config import TextTrainingConfig
 from training.run_dir import load_model, load_run_codec
 from training.text import Drawing, complete
 
+PROMPT = (
+    "text to continue; empty starts a document. For an encoder-decoder text with gaps, each "
+    "written <extra_id_0>, <extra_id_1> and so on, which it fills; without one, at the end"
+)
+
 
 def main() -> None:
     """Parse the command line, load the run, print the text."""
@@ -55,7 +60,7 @@ def _drawing(arguments: argparse.Namespace, index: int) -> Drawing:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.generate", description=__doc__)
     parser.add_argument("run", metavar="RUN", help="run folder, or one of its checkpoints")
-    parser.add_argument("--prompt", default="", help="text to continue; empty starts a document")
+    parser.add_argument("--prompt", default="", help=PROMPT)
     parser.add_argument("--num-tokens", type=int, default=200, help="length of the continuation")
     parser.add_argument("--num-samples", type=int, default=1, help="texts, with seeds counted up")
     parser.add_argument(

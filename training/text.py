@@ -1,6 +1,7 @@
 """Text to tokens and back with the dataset's own tokenizer, for prompts and samples."""
 
 import hashlib
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,15 +11,21 @@ from torch import nn
 
 from pipeline.manifest import Tokenizer as Described
 from training.data.shards import load_manifest, read_file
+from training.filling import fill
+from training.models import encoder_decoder
 from training.sampling import check_drawing, generate
+
+SENTINEL = re.compile(r"<extra_id_(\d+)>")
+"""How a gap is written in a prompt and a sample of an encoder-decoder, as T5's tokenizers do."""
 
 
 class TextCodec:
     """The tokenizer of a dataset."""
 
-    def __init__(self, tokenizer: Tokenizer, *, end_of_document: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, end_of_document: int, vocab_size: int) -> None:
         self.tokenizer = tokenizer
         self.end_of_document = end_of_document
+        self.vocab_size = vocab_size
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a prompt, control tokens as plain text; an empty one starts a document."""
@@ -27,6 +34,32 @@ class TextCodec:
         except Exception as error:  # noqa: BLE001  (the library raises nothing narrower)
             raise ValueError(f"the tokenizer has no tokens for {text!r}: {error}") from None
         return tokens or [self.end_of_document]
+
+    def encode_source(self, text: str) -> list[int]:
+        """Tokens of a prompt with gaps; one that has none has its gap at the end."""
+        if not SENTINEL.search(text):
+            text += "<extra_id_0>"
+        parts = enumerate(SENTINEL.split(text))
+        return [
+            token
+            for index, part in parts
+            for token in ([self.vocab_size + int(part)] if index % 2 else self._encode_part(part))
+        ]
+
+    def _encode_part(self, text: str) -> list[int]:
+        return self.encode(text) if text else []
+
+    def decode_target(self, tokens: list[int]) -> str:
+        """Text of tokens among which there are gaps."""
+        pieces: list[str] = []
+        part: list[int] = []
+        for token in [*tokens, self.vocab_size]:
+            if token < self.vocab_size:
+                part.append(token)
+                continue
+            pieces += [self.decode(part), f"<extra_id_{token - self.vocab_size}>"]
+            part = []
+        return "".join(pieces[:-1])
 
     def decode(self, tokens: list[int]) -> str:
         """Text of tokens; ends of documents are shown as blank lines."""
@@ -57,7 +90,9 @@ def build_codec(content: bytes, described: Described) -> TextCodec:
     """The codec of a tokenizer.json and of what is to be known of it."""
     tokenizer = Tokenizer.from_buffer(content)
     tokenizer.encode_special_tokens = True
-    return TextCodec(tokenizer, end_of_document=described.end_of_document)
+    return TextCodec(
+        tokenizer, end_of_document=described.end_of_document, vocab_size=described.vocab_size
+    )
 
 
 def read_tokenizer(dataset_dir: str | Path) -> tuple[bytes, Described]:
@@ -114,25 +149,34 @@ class Drawing:
 def complete(
     model: nn.Module, codec: TextCodec, prompt: str, *, context: int, drawing: Drawing
 ) -> str:
-    """The prompt and its continuation as text.
+    """The prompt and its continuation as text, or, of an encoder-decoder, what fills its gaps.
 
     `context` is the number of tokens that the model looks back on: the length it was trained with.
 
     Raises:
         ValueError: the prompt is longer than that.
     """
-    device = next(model.parameters()).device
-    tokens = torch.tensor([encode_prompt(codec, prompt, context=context)], device=device)  # (1, T)
+    fills = isinstance(model, encoder_decoder.Model)
+    tokens = encode_prompt(codec, prompt, context=context, fills=fills)
     was_training = model.training
     model.eval()
-    result = generate(model, tokens, max_positions=context, **asdict(drawing))
-    model.train(was_training)
-    return codec.decode(result[0].tolist())
+    try:
+        if isinstance(model, encoder_decoder.Model):
+            end = codec.end_of_document
+            return codec.decode_target(fill(model, tokens, end=end, **asdict(drawing)))
+        whole = torch.tensor([tokens], device=next(model.parameters()).device)  # (1, T)
+        result = generate(model, whole, max_positions=context, **asdict(drawing))
+        return codec.decode(result[0].tolist())
+    finally:
+        model.train(was_training)
 
 
-def encode_prompt(codec: TextCodec, prompt: str, *, context: int) -> list[int]:
-    """Tokens of a prompt, refused where the model would not see its beginning."""
-    tokens = codec.encode(prompt)
+def encode_prompt(codec: TextCodec, prompt: str, *, context: int, fills: bool = False) -> list[int]:
+    """Tokens of a prompt, refused where the model would not see its beginning.
+
+    Where the model `fills` gaps, the prompt may have some.
+    """
+    tokens = codec.encode_source(prompt) if fills else codec.encode(prompt)
     if len(tokens) > context:
         raise ValueError(
             f"the prompt has {len(tokens):,} tokens, but the model was trained on sequences of "

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training import activation_checkpointing
 from training.activation_checkpointing import apply_activation_checkpointing
 from training.compilation import compile_blocks
-from training.models import mae, transformer, vit
+from training.models import encoder_decoder, mae, transformer, vit
 from training.models.transformer import Config, Model
 
 BATCH, LENGTH, WIDTH, LAYERS = 2, 32, 32, 4
@@ -189,6 +189,46 @@ def test_images_too(mode):
             losses.append((loss, {n: p.grad for n, p in model.named_parameters()}))
     for ours, expected in zip(results[mode], results["none"], strict=True):
         assert_equal(ours, expected)
+
+
+@pytest.mark.parametrize("positions", ["relative", "rotary"])
+@pytest.mark.parametrize("mode", MODES)
+def test_encoder_and_decoder_too(mode, positions):
+    """The bias and the source, which all blocks share, have their gradients as well."""
+    config = encoder_decoder.Config(
+        vocab_size=11, d_model=16, num_layers=2, num_heads=2, positions=positions, dropout=0.2
+    )
+    results = []
+    for each in ("none", mode):
+        torch.manual_seed(0)
+        model = encoder_decoder.Model(config)
+        apply_activation_checkpointing(model.blocks, each)
+        loss = model(tokens()[:, :20], tokens()[:, 7:]).square().sum()
+        loss.backward()
+        results.append((loss, {name: one.grad for name, one in model.named_parameters()}))
+    assert all(gradient.any() for gradient in results[0][1].values())
+    assert_equal(*results)
+
+
+def test_encoder_and_decoder_compile_each_block_once():
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    results = []
+    for compiles in (False, True):
+        torch.manual_seed(0)
+        model = encoder_decoder.Model(
+            encoder_decoder.Config(vocab_size=11, d_model=16, num_layers=3, num_heads=2)
+        )
+        if compiles:
+            compile_blocks(model.blocks, backend="aot_eager")
+        loss = model(tokens()[:, :20], tokens()[:, 7:]).square().sum()
+        loss.backward()
+        results.append((loss, {name: one.grad for name, one in model.named_parameters()}))
+    torch.testing.assert_close(*results)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
 def test_generation_with_caches_runs_under_every_mode():

@@ -200,7 +200,13 @@ def test_what_a_text_run_shows_is_what_its_task_sees(monkeypatch, mask_documents
     class Split:
         def read_in_file_order(self, numbers):
             rows, starts = np.arange(61)[None] % 30, [np.array([10, 55])]
-            return Sequences(rows, starts, positions=numbers, weights=np.ones(1, np.bool_))
+            return Sequences(
+                rows,
+                starts,
+                positions=numbers,
+                weights=np.ones(1, np.bool_),
+                keys=np.zeros(1, np.uint64),
+            )
 
         def close(self):
             pass

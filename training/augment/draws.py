@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     ERASING = 3
     MIX = 4
     MASKING = 5
+    SPANS = 6
 
 
 class Draws:

@@ -73,9 +73,14 @@ class TextDataConfig(DataConfig):
 
 
 def open_tokens(
-    config: TextDataConfig, manifest: Manifest, *, split: str, ranks_per_lane_set: int = 1
+    config: TextDataConfig,
+    manifest: Manifest,
+    *,
+    split: str,
+    seed: int = 0,
+    ranks_per_lane_set: int = 1,
 ) -> TokenDataset:
-    """The sequences of a split.
+    """The sequences of a split; `seed` is that of what tasks draw.
 
     `ranks_per_lane_set` is the number of ranks that share the lanes: the world size where the
     global batch is a multiple of `num_lanes`, else 1.
@@ -96,6 +101,7 @@ def open_tokens(
         window=config.window,
         corrupt_chunks=config.corrupt_chunks,
     )
+    dataset.draw_seed = seed
     _divide_memory(reader, dataset.order, config=config, sharing=ranks_per_lane_set)
     return dataset
 

@@ -11,9 +11,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from training.augment.draws import sample_keys
 from training.data.blocks import Blocks
 from training.data.chunks import ChunkReader
-from training.data.order import PHASES, Order, fold, run_key
+from training.data.order import PHASES, Keys, Order, fold, run_key
 from training.data.replacement import Damage, ReplacingReader
 from training.data.traffic import Traffic
 
@@ -32,6 +33,8 @@ class Sequences:
     """Of each row, its position in the data order."""
     weights: npt.NDArray[np.bool_]
     """Of each row, whether it counts; False is padding of a last validation batch."""
+    keys: Keys
+    """Of each row, what a task's random numbers derive from: the seed and the position."""
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -78,6 +81,8 @@ class TokenDataset:
         self._key = run_key(fingerprint, seed)
         self._slack = np.maximum(tokens - 1, 0) - counts * sequence_length
         self._stops = np.cumsum(counts)
+        self.draw_seed = 0
+        """Of what tasks draw for a sequence, beside its position."""
 
     def __len__(self) -> int:
         """Sequences in one epoch."""
@@ -163,7 +168,8 @@ class TokenDataset:
             for row, offsets in zip(rows.tolist(), starts, strict=True):
                 document_starts[row] = offsets
         weights = np.ones(len(positions), np.bool_)
-        return Sequences(tokens, document_starts, positions, weights)
+        keys = sample_keys(self.draw_seed, positions)
+        return Sequences(tokens, document_starts, positions, weights, keys)
 
     def _phases(self, epoch: Ints | None, chunk: Ints) -> Ints:
         """Where the first sequence of each chunk begins in these epochs: 0 to the slack."""

@@ -50,7 +50,9 @@ class SamplesHook(Hook):
         context: int,
     ) -> None:
         self.context = context
-        encode_prompt(codec, config.prompt, context=context)  # its faults now, not after hours
+        fills = hasattr(engine.module, "encode")
+        # Its faults now, not after hours.
+        encode_prompt(codec, config.prompt, context=context, fills=fills)
         self.engine = engine
         self.codec = codec
         self.events = events

@@ -19,6 +19,8 @@ DECISIVE = (
     "num_kv_heads",
     "head_dim",
     "positions",
+    "num_buckets",
+    "max_distance",
     "norm",
     "activation",
     "bias",

@@ -38,18 +38,30 @@ def build_task(config: TextTrainingConfig, manifest: Manifest) -> Any:
     check_vocabulary(
         model_vocab_size=config.model.config.vocab_size, dataset_vocab_size=tokenizer.vocab_size
     )
-    return config.task.module.Task(
+    task = config.task.module.Task(
         config.task.config,
         vocab_size=tokenizer.vocab_size,
         end_of_document=tokenizer.end_of_document,
     )
+    if hasattr(task, "check_model"):
+        task.check_model(
+            model_vocab_size=config.model.config.vocab_size,
+            sequence_length=config.data.sequence_length,
+        )
+    return task
 
 
 def open_split(
     config: TextTrainingConfig, manifest: Manifest, *, split: str, ranks_per_lane_set: int = 1
 ) -> TokenDataset:
     """The sequences of a split."""
-    return open_tokens(config.data, manifest, split=split, ranks_per_lane_set=ranks_per_lane_set)
+    return open_tokens(
+        config.data,
+        manifest,
+        split=split,
+        seed=config.seed,
+        ranks_per_lane_set=ranks_per_lane_set,
+    )
 
 
 def describe_samples(config: TextTrainingConfig) -> str:

@@ -29,7 +29,8 @@ Attend = Callable[..., Tensor]
 class Attention(nn.Module):
     """Attention to all positions, or, where `causal`, to none behind a position's own.
 
-    With a mask (B, 1, T, T), which must be causal itself, the mask alone counts.
+    With a mask (B, 1 or H, T, T), which must be causal itself, the mask alone counts: booleans,
+    or numbers that are added to the scores.
     """
 
     def __init__(
@@ -149,7 +150,8 @@ def attention_weights(q: Tensor, k: Tensor, *, mask: Tensor | None, is_causal: b
     if is_causal:
         mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+        hides = mask.dtype == torch.bool
+        scores = scores.masked_fill(~mask, -torch.inf) if hides else scores + mask
     weights: Tensor = scores.softmax(dim=-1)
     return weights
 

@@ -181,7 +181,7 @@ def build_block(
         stds=stds,
         head_norm=head_norm,
     )
-    feed_forward = FeedForward(d_model, d_ff, gelu="none", bias=True, stds=stds)
+    feed_forward = FeedForward(d_model, d_ff, activation=nn.GELU(), bias=True, stds=stds)
     norm = partial(nn.LayerNorm, d_model, eps=norm_epsilon)
     return Block(attention, feed_forward, norm=norm, join=join)
 

@@ -94,6 +94,12 @@ def activation(tape: Tape, x: Value) -> Value:
     return tape.record((x,), output, saved=(x.buffer,), gradients=(x.numel * x.width,))
 
 
+def relu(tape: Tape, x: Value) -> Value:
+    """Keeps its result."""
+    output = _new(tape, x.numel, x.width)
+    return tape.record((x,), output, saved=(output.buffer,), gradients=(x.numel * x.width,))
+
+
 def multiply(tape: Tape, a: Value, b: Value) -> Value:
     """Element by element: keeps both."""
     output = _new(tape, a.numel, a.width)

@@ -10,12 +10,14 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from training.activation_checkpointing import apply_activation_checkpointing
 from training.config import TrainingConfig
+from training.data.tokens import Sequences
 from training.objective import MicroBatch, Objective
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -74,10 +76,8 @@ def zero_batch(config: Any) -> MicroBatch:
     """A micro batch of zeros, with the shapes of the task's collate."""
     size, model = config.batch.micro_batch_size, config.model.config
     if config.task.module.KIND == "text":
-        names = ["tokens", "targets"]
-        names += ["positions", "documents"] if config.task.config.mask_documents else []
-        shape = (size, config.data.sequence_length)
-        return {name: torch.zeros(shape, dtype=torch.int64) for name in names}
+        collated = build_bare_task(config).collate(_zero_sequences(size, config))
+        return {name: torch.zeros(one.shape, dtype=one.dtype) for name, one in collated.items()}
     side = model.image_size
     batch = {
         "pixels": torch.zeros(size, side, side, 3, dtype=torch.uint8),
@@ -88,6 +88,17 @@ def zero_batch(config: Any) -> MicroBatch:
     if config.augment.mixes:
         batch |= {"share": torch.zeros(size), "mix_box": torch.zeros(size, 4)}
     return batch
+
+
+def _zero_sequences(num_rows: int, config: Any) -> Sequences:
+    positions = np.arange(num_rows)
+    return Sequences(
+        np.zeros((num_rows, config.data.sequence_length + 1), np.int64),
+        [np.zeros(0, np.int64)] * num_rows,
+        positions,
+        np.ones(num_rows, np.bool_),
+        positions.astype(np.uint64),
+    )
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from training.layers.attention import Attention, Cache, Heads
 from training.layers.block import Block
 from training.layers.feed_forward import FeedForward, GatedFeedForward
 from training.layers.linear import Embedding, Linear, Stds
-from training.layers.positions import position_angles
+from training.layers.positions import RotaryPositions, position_angles
 
 OUTPUT = "tokens"
 """What the model gives: logits of the next token at every position. A task says which it needs."""
@@ -195,20 +195,6 @@ class SinusoidalPositions(nn.Module):
         return x + (self.amplitude * waves).type_as(x), None
 
 
-class RotaryPositions(nn.Module):
-    """Angles by which attention turns queries and keys; the embedding stays as it is."""
-
-    def __init__(self, head_dim: int, *, theta: float) -> None:
-        super().__init__()
-        self.head_dim = head_dim
-        self.theta = theta
-
-    def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        angles = position_angles(positions, self.head_dim, theta=self.theta)
-        angles = angles.unsqueeze(-3)  # (1, T, K/2) or (B, 1, T, K/2)
-        return x, torch.stack((angles.cos(), angles.sin()))  # (2, 1, T, K/2), (2, B, 1, T, K/2)
-
-
 def document_mask(documents: Tensor) -> Tensor:
     """True (B, 1, T, T) where a token (row) sees another: not behind it, of the same document."""
     same = documents[:, None, :, None] == documents[:, None, None, :]
@@ -250,6 +236,6 @@ def _build_norm(config: Config) -> nn.Module:
 def _build_feed_forward(config: Config, stds: Stds) -> nn.Module:
     sizes = (config.d_model, config.d_ff)
     if config.activation == "swiglu":
-        return GatedFeedForward(*sizes, bias=config.bias, stds=stds)
-    gelu = "none" if config.activation == "gelu" else "tanh"
-    return FeedForward(*sizes, gelu=gelu, bias=config.bias, stds=stds)
+        return GatedFeedForward(*sizes, activation=nn.SiLU(), bias=config.bias, stds=stds)
+    gelu = nn.GELU(approximate="none" if config.activation == "gelu" else "tanh")
+    return FeedForward(*sizes, activation=gelu, bias=config.bias, stds=stds)

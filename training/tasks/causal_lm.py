@@ -42,17 +42,21 @@ class Config:
             raise ValueError(f"chunk_tokens is {self.chunk_tokens}; it must be at least 1")
 
 
-class DecoderModel(Protocol):
+class Head(Protocol):
+    """What a chunked loss needs of a model."""
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits (..., V)."""
+        ...
+
+
+class DecoderModel(Head, Protocol):
     """What the loss needs of a model."""
 
     def features(
         self, tokens: Tensor, *, positions: Tensor | None = None, documents: Tensor | None = None
     ) -> Tensor:
         """Features (B, T, D) in front of the head."""
-        ...
-
-    def logits(self, features: Tensor) -> Tensor:
-        """Logits (..., V)."""
         ...
 
 
@@ -66,11 +70,7 @@ class Task:
 
     def collate(self, sequences: Sequences) -> dict[str, Tensor]:
         """Sequences (B, T + 1) to tokens and targets (B, T), and with masks their documents."""
-        if sequences.tokens.size and (largest := int(sequences.tokens.max())) >= self.vocab_size:
-            raise ValueError(
-                f"the dataset holds token {largest}, but its manifest says that the tokenizer has "
-                f"{self.vocab_size} tokens; verify the dataset"
-            )
+        check_tokens(sequences, vocab_size=self.vocab_size)
         tokens = sequences.tokens.astype(np.int64)
         targets = np.where(sequences.weights[:, None], tokens[:, 1:], IGNORED)
         batch = {"tokens": tokens[:, :-1], "targets": targets}
@@ -110,10 +110,28 @@ class Task:
 
     def summarise(self, means: Metrics) -> Summary:
         """Loss, nats per token, and perplexity."""
-        loss = means["loss"].item()
-        perplexity = math.exp(loss) if loss < 700 else math.inf
-        line = f"loss {loss:.4f}, perplexity {perplexity:.2f}"
-        return Summary(line, {"loss": loss, "perplexity": perplexity})
+        return summarise(means)
+
+
+def check_tokens(sequences: Sequences, *, vocab_size: int) -> None:
+    """Refuse tokens that the tokenizer does not have.
+
+    Raises:
+        ValueError: with the largest.
+    """
+    if sequences.tokens.size and (largest := int(sequences.tokens.max())) >= vocab_size:
+        raise ValueError(
+            f"the dataset holds token {largest}, but its manifest says that the tokenizer has "
+            f"{vocab_size} tokens; verify the dataset"
+        )
+
+
+def summarise(means: Metrics) -> Summary:
+    """A mean cross-entropy, nats per token, and its perplexity."""
+    loss = means["loss"].item()
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    line = f"loss {loss:.4f}, perplexity {perplexity:.2f}"
+    return Summary(line, {"loss": loss, "perplexity": perplexity})
 
 
 def check_vocabulary(*, model_vocab_size: int, dataset_vocab_size: int) -> None:
@@ -160,7 +178,7 @@ def document_layout(
 
 
 def chunked_cross_entropy(
-    model: DecoderModel, features: Tensor, targets: Tensor, *, chunk_tokens: int
+    model: Head, features: Tensor, targets: Tensor, *, chunk_tokens: int
 ) -> Tensor:
     """Sum of the cross-entropy of features (B, T, D) against targets (B, T), in fp32.
 
@@ -185,7 +203,7 @@ def chunked_cross_entropy(
     return loss_sum
 
 
-def _cross_entropy(model: DecoderModel, features: Tensor, targets: Tensor) -> Tensor:
+def _cross_entropy(model: Head, features: Tensor, targets: Tensor) -> Tensor:
     logits = model.logits(features)
     logits = logits.to(_at_least_fp32(logits.dtype))
     return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")

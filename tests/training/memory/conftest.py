@@ -11,6 +11,7 @@ MODELS = {
     "gpt": TEXT,
     "llama": f"{TEXT} model.positions=rotary model.norm=rmsnorm model.activation=swiglu "
     "model.bias=false model.tie_embeddings=false",
+    "t5": "model.name=encoder_decoder task.name=span_corruption",
     "vit": "model.name=vit model.num_classes=1000 task.name=image_classification",
     "mae": "model.name=mae task.name=masked_autoencoding",
 }

@@ -22,6 +22,11 @@ BARS = {
     "ViT-B": ("vit", 64, ""),
     "ViT-L": ("vit", 32, "model.variant=L"),
     "MAE-B": ("mae", 64, ""),
+    "T5 base": (
+        "t5",
+        8,
+        "model.positions=rotary model.vocab_size=32128 data.sequence_length=568",
+    ),
 }
 SMALL = "model.num_layers=2 model.vocab_size=1000 data.sequence_length=512"
 VARIANTS = {
@@ -38,6 +43,17 @@ VARIANTS = {
     "fp32": ("gpt", "engine.precision=fp32"),
     "fp16": ("llama", "engine.precision=fp16"),
     "autocast": ("gpt", "engine.zero_stage=0 model.vocab_size=30000"),
+}
+ROTARY = "model.positions=rotary"
+ENCODER_DECODERS = {
+    "rotary": ROTARY,
+    "documents": f"{ROTARY} task.mask_documents=true",
+    "relu": f"{ROTARY} model.activation=relu",
+    "every second block": f"{ROTARY} model.num_decoder_layers=5 "
+    "engine.activation_checkpointing=every_n",
+    "selective": f"{ROTARY} engine.activation_checkpointing=selective",
+    "fp32": f"{ROTARY} engine.precision=fp32",
+    "autocast": f"{ROTARY} engine.zero_stage=0",
 }
 PARTS = {
     "scaled, dropped": ("vit", "model.layer_scale=0.1 model.stochastic_depth=0.1 model.qk_norm=1"),
@@ -65,6 +81,19 @@ def test_models_of_the_bars(config_of, name, mode):
 def test_variants_of_text_models(config_of, name):
     model, overrides = VARIANTS[name]
     compare(config_of(model, f"{SMALL} {overrides}"), 0.01)
+
+
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_variants_of_encoder_decoders(config_of, name):
+    sizes = SMALL.replace("512", "568")  # a source of 512
+    compare(config_of("t5", f"{sizes} {ENCODER_DECODERS[name]}"), 0.01)
+
+
+@pytest.mark.slow
+def test_relative_positions(config_of):
+    """The bias learns, for which the CPU has no kernel: all pairs are in memory."""
+    overrides = "model.vocab_size=32128 data.sequence_length=568"
+    compare(config_of("t5", overrides, micro_batch_size=8), 0.01)
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -105,6 +134,8 @@ def test_offloaded_activations_leave_the_device(config_of):
         ("gpt", "model.vocab_size=100 model.max_positions=64 data.sequence_length=64"),
         ("gpt", "model.vocab_size=100 model.tie_embeddings=false model.bias=false"),
         ("llama", "model.vocab_size=100 model.num_kv_heads=4 model.head_dim=32"),
+        ("t5", "model.vocab_size=100 model.num_decoder_layers=3"),
+        ("t5", "model.vocab_size=100 model.tie_embeddings=true model.activation=relu"),
         ("vit", "model.layer_scale=0.1 model.qk_norm=true model.class_token=false "
                 "model.pooling=mean"),
         ("mae", "model.positions=learned model.decoder_num_layers=3"),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from training.augment.draws import sample_keys
 from training.data.tokens import Sequences
 from training.models.transformer import Config as ModelConfig
 from training.models.transformer import Model
@@ -36,6 +37,7 @@ def sequences(rows, starts, *, weights=None, dtype=np.uint16) -> Sequences:
         [np.array(row, np.int64) for row in starts],
         np.arange(len(rows)),
         np.ones(len(rows), bool) if weights is None else np.array(weights),
+        sample_keys(0, np.arange(len(rows))),
     )
 
 

@@ -22,10 +22,11 @@ def loss(tape: Tape, model: Any, config: Any, *, keeping: Callable[[int], str]) 
         masked=config.task.config.mask_documents,
         keeping=keeping,
     )
-    return _chunked(tape, model, features, config.task.config.chunk_tokens)
+    return chunked(tape, model, features, config.task.config.chunk_tokens)
 
 
-def _chunked(tape: Tape, model: Any, features: Value, chunk_tokens: int) -> Value:
+def chunked(tape: Tape, model: Any, features: Value, chunk_tokens: int) -> Value:
+    """The loss of features, in as many chunks as it takes."""
     d_model = model.config.d_model
     num_tokens = features.numel // d_model
 
