@@ -11,6 +11,7 @@ from training.communication import Ways, step_traffic
 from training.config import TrainingConfig
 from training.memory.machine import Machine
 from training.memory.operations import FP32
+from training.tasks.span_corruption import count_lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,8 @@ def sample_work(config: Any, width: int) -> Work:
         head = 2 * model.d_model * model.vocab_size * tokens
         written = model.num_layers * (8 * model.d_model + 2 * attended + ups * model.d_ff) * tokens
         return Work(block, head, width * written, tokens)
+    if config.model.name == "encoder_decoder":
+        return _encoder_decoder_work(config, width)
     patches = math.prod(model.grid)
     seen = patches + model.class_token
     if config.model.name == "mae":
@@ -100,6 +103,25 @@ def sample_work(config: Any, width: int) -> Work:
         block, written = block + more, written + written_more
         head += 2 * 3 * model.patch_size**2 * model.decoder_d_model * patches
     return Work(block, head, width * written, patches)
+
+
+def _encoder_decoder_work(config: Any, width: int) -> Work:
+    """Keys and values of cross-attention are made of the source, its pairs are of both lengths."""
+    model = config.model.config
+    lengths = count_lengths(config.data.sequence_length, config.task.config)
+    source, target, attended = lengths.source, lengths.target, model.num_heads * model.head_dim
+    ups = 3 if model.is_gated else 2
+    attention, forward = 4 * model.d_model * attended, ups * model.d_model * model.d_ff
+    encoder = 2 * source * (attention + forward) + 4 * source**2 * attended
+    decoder = 2 * target * (attention + forward) + 2 * target**2 * attended
+    decoder += attention * (source + target) + 4 * source * target * attended
+    written = model.num_layers * (8 * model.d_model + 2 * attended + ups * model.d_ff) * source
+    of_decoder = 11 * model.d_model + 4 * attended + ups * model.d_ff
+    written += model.num_decoder_layers * of_decoder * target
+    blocks = model.num_layers * encoder + model.num_decoder_layers * decoder
+    return Work(
+        blocks, 2 * model.d_model * model.vocab_size * target, width * written, source + target
+    )
 
 
 def _image_blocks(d_model: int, d_ff: int, num_layers: int, tokens: int) -> tuple[float, float]:
