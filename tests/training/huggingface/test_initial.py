@@ -219,7 +219,7 @@ def test_layer_scale_may_have_begun_elsewhere(tmp_path):
     [
         (
             {"model_type": "bert"},
-            "model_type is bert; layouts that are read: dinov2, gpt2, llama, vi",
+            "model_type is bert; layouts that are read: dinov2, gpt2, llama, t5, vi",
         ),
         ({"model_type": "../gpt2"}, "model_type is ../gpt2; layouts"),
         ({"activation_function": "relu"}, "activation_function is relu; only gelu_new, gelu_pyt"),
