@@ -117,10 +117,11 @@ class _Watch:
         if self.takes_interrupts:
             signal.signal(signal.SIGINT, self._stop)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: object, __: object) -> None:
         if self.takes_interrupts:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        if not self.interrupted:  # Beam's threads complain to the end of the process
+        # Beam's threads complain to the end of the process, also where the job server is gone
+        if not self.interrupted and not isinstance(error, grpc.RpcError):
             threading.excepthook = self.before
         for timer in self.timers:
             timer.cancel()
