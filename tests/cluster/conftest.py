@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.object_store import object_store
 from tests.cluster.services import Daemons
+
+__all__ = ["object_store"]
 
 ROOT = Path(__file__).parent.parent.parent
 
