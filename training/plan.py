@@ -18,6 +18,7 @@ from configs import command, interrupts
 from training import distributed
 from training.config import TrainingConfig
 from training.memory import report
+from training.memory.doubts import describe_doubts
 from training.memory.explanation import explain
 from training.memory.forward_backward import predict_forward_backward
 from training.memory.machine import GIB, Machine
@@ -76,6 +77,7 @@ def _predict(config: TrainingConfig, machine: Machine, console: Console) -> None
     console.print(report.points_table(prediction))
     print(explain(prediction, config, world_size=machine.world_size))
     print(report.describe_fit(prediction.peak, machine))
+    _print_doubts(config)
 
 
 def _trace(config: TrainingConfig) -> None:
@@ -98,6 +100,7 @@ def _probe(config: TrainingConfig) -> None:
     engine.initialize_distributed()
     atexit.register(distributed.leave)
     short = probe.shorten(config)
+    predict(short, Ranks(distributed.world_size()))  # what has no formula is told before the steps
     measured, device = max(distributed.gather(probe.measure_peak(short)))
     predicted = predict(short, Ranks(distributed.world_size(), device)).peak
     if distributed.is_rank_zero():
@@ -120,6 +123,7 @@ def _search(config: TrainingConfig, machine: Machine, console: Console, out: str
     best = plans[0]
     print(explain(best.prediction, best.config, world_size=machine.world_size))
     print(report.describe_fit(best.prediction.peak, machine))
+    _print_doubts(best.config)
     print(f"Searched in {time.perf_counter() - started:.1f} s.")
     if out:
         header = (
@@ -128,6 +132,11 @@ def _search(config: TrainingConfig, machine: Machine, console: Console, out: str
         )
         Path(out).write_text(header + configs.to_yaml(best.config))
         print(f"The first of them is written to {out}")
+
+
+def _print_doubts(config: TrainingConfig) -> None:
+    if doubts := describe_doubts(config):
+        print(doubts)
 
 
 def _fits_nowhere(least: Plan, machine: Machine) -> str:

@@ -155,7 +155,9 @@ class _Handler(BaseHTTPRequestHandler):
         connection = http.client.HTTPConnection(self.server.proxy.host, timeout=120)
         hops = ("expect", "transfer-encoding", "connection", "content-length")
         try:
-            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            connection.putrequest(
+                self.command, self.path, skip_host=True, skip_accept_encoding=True
+            )
             for name, value in self.headers.items():
                 if name.lower() not in hops:
                     connection.putheader(name, value)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from training.memory.doubts import describe_doubts
 from training.memory.forward_backward import build_model, predict_forward_backward
 from training.memory.trace import trace_forward_backward
 
@@ -55,6 +56,18 @@ ENCODER_DECODERS = {
     "fp32": f"{ROTARY} engine.precision=fp32",
     "autocast": f"{ROTARY} engine.zero_stage=0",
 }
+DOUBTED = {
+    "positions": ("", 0.02, "4 %, for relative positions"),
+    "recomputed": ("engine.activation_checkpointing=full", 0.10, "10 %, for relative positions"),
+    "relative, dropout": ("model.dropout=0.1", 0.33, "32 %, since model.dropout is 0.1"),
+    "rotary, dropout": (f"{ROTARY} model.dropout=0.1", 0.12, "11 %, since model.dropout is 0.1"),
+    "chunks": ("model.vocab_size=30000 task.chunk_tokens=30", 0.04, "4 %, for relative positions"),
+    "shared head": (
+        f"{ROTARY} model.vocab_size=30000 model.tie_embeddings=true task.chunk_tokens=30",
+        0.14,
+        "13 %, for a head tied",
+    ),
+}
 PARTS = {
     "scaled, dropped": ("vit", "model.layer_scale=0.1 model.stochastic_depth=0.1 model.qk_norm=1"),
     "mean of waves": ("vit", "model.pooling=mean model.positions=sincos model.dropout=0.1"),
@@ -87,6 +100,20 @@ def test_variants_of_text_models(config_of, name):
 def test_variants_of_encoder_decoders(config_of, name):
     sizes = SMALL.replace("512", "568")  # a source of 512
     compare(config_of("t5", f"{sizes} {ENCODER_DECODERS[name]}"), 0.01)
+
+
+@pytest.mark.parametrize("name", DOUBTED)
+def test_what_the_formula_is_wrong_about_is_told(config_of, name):
+    overrides, tolerance, told = DOUBTED[name]
+    config = config_of("t5", f"{SMALL.replace('512', '568')} {overrides}")
+    compare(config, tolerance)
+    assert told in describe_doubts(config)
+
+
+def test_what_is_within_a_percent_is_not_doubted(config_of):
+    assert describe_doubts(config_of("gpt", f"{SMALL} model.dropout=0.1")) == ""
+    sizes = SMALL.replace("512", "568")
+    assert describe_doubts(config_of("t5", f"{sizes} {ROTARY}")) == ""
 
 
 @pytest.mark.slow
