@@ -197,7 +197,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.kind == "hang":
             time.sleep(HANG_SECONDS)
         if fault.kind != "status":
-            return self._close()
+            self._close()
+            return
         code = {503: "SlowDown", 429: "TooManyRequests", 403: "AccessDenied"}
         code = code.get(fault.status, "InternalError")
         body = f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()

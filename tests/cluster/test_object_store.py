@@ -1,7 +1,7 @@
 """The server and the proxy that tests of object storage stand on do what they say.
 
-The faults are seen by a client that never tries again: s3fs hides them, through aiohttp's own second
-try on a connection that was closed and botocore's check of an object's sum.
+The faults are seen by a client that never tries again: s3fs hides them, through aiohttp's own
+second try on a connection that was closed and botocore's check of an object's sum.
 """
 
 import http.client

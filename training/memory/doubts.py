@@ -1,4 +1,4 @@
-"""Where the formula is known to be wrong, and by how much: measured beside the fake-tensor trace."""
+"""Where the formula is known to be wrong, and by how much, measured beside the trace."""
 
 from training.config import TrainingConfig
 from training.models import encoder_decoder
