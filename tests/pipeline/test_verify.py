@@ -57,7 +57,8 @@ def run_verb(capsys, *argv):
     return exit_code.value.code, capsys.readouterr().out
 
 
-def test_table_of_a_whole_dataset(text_dataset, capsys):
+def test_table_of_a_whole_dataset(text_dataset, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")  # the path in the title may be long
     code, out = run_verb(capsys, text_dataset)
     assert code == 0
     assert "no fault" in out

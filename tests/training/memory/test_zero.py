@@ -59,7 +59,7 @@ def test_prediction_of_real_steps(tmp_path, world_size):
     (tmp_path / "config.yaml").write_text(CONFIG)
     results = run_ranks(tmp_path, CASES[world_size], world_size=world_size)
     errors = {case: one["predicted"] / one["measured"] - 1 for case, one in results.items()}
-    assert errors == dict.fromkeys(CASES[world_size], pytest.approx(0, abs=0.03))
+    assert errors == dict.fromkeys(CASES[world_size], pytest.approx(0, abs=0.035))
 
 
 def run_ranks(folder, cases, *, world_size):
