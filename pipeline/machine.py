@@ -18,3 +18,16 @@ def on_this_machine(path: Path) -> Iterator[None]:
         if error.errno is None:
             raise OSError(f"{error} {machine}: '{path}'") from error
         raise OSError(error.errno, f"{error.strerror} {machine}", str(path)) from error
+
+
+@contextmanager
+def writing(path: Path, *temporary: Path) -> Iterator[None]:
+    """Around what writes a file under temporary names: none of them stays, where a full disk needs
+    the room, and an OSError names this machine and the path.
+    """
+    with on_this_machine(path):
+        try:
+            yield
+        finally:
+            for each in temporary:
+                each.unlink(missing_ok=True)

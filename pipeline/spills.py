@@ -7,7 +7,6 @@ by binary search: a shard touches only its own pages.
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pyarrow as pa
 
 from pipeline.batch import Batch
 from pipeline.hashes import Hashes
-from pipeline.machine import on_this_machine
+from pipeline.machine import writing
 
 _HASH = pa.field("hash", pa.uint64())
 
@@ -51,7 +50,7 @@ def write_spill(path: Path, documents: pa.RecordBatch) -> None:
     """Write documents in shuffle order, complete or not at all."""
     order = np.argsort(np.asarray(documents.column("hash")), kind="stable")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with on_this_machine(path), _gone_at_last(temporary):
+    with writing(path, temporary):
         with (
             pa.OSFile(str(temporary), "wb") as file,
             pa.ipc.new_file(file, documents.schema) as writer,
@@ -60,15 +59,6 @@ def write_spill(path: Path, documents: pa.RecordBatch) -> None:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
-
-
-@contextmanager
-def _gone_at_last(temporary: Path) -> Iterator[None]:
-    """On a full disk it takes the room that others need."""
-    try:
-        yield
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_range(path: Path, wanted: SpilledDocuments) -> pa.RecordBatch:

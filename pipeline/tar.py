@@ -14,7 +14,6 @@ import struct
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -22,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.machine import on_this_machine
+from pipeline.machine import writing
 from pipeline.manifest import Chunks, Shard
 
 BLOCK = 512
@@ -105,7 +104,7 @@ def write_shard(path: Path, samples: Iterable[Sample], *, chunk_bytes: int = CHU
     nonce = secrets.token_hex(4)
     tar_path = path.with_name(f".{path.name}.{nonce}")
     idx_path = path.with_name(f".{path.name}.idx.{nonce}")
-    with on_this_machine(path), _gone_at_last(tar_path, idx_path):
+    with writing(path, tar_path, idx_path):
         with tar_path.open("wb", buffering=2**20) as file:
             writer = _Writer(file, chunk_bytes)
             for sample in samples:
@@ -119,15 +118,6 @@ def write_shard(path: Path, samples: Iterable[Sample], *, chunk_bytes: int = CHU
         idx_path.replace(index_path(path))  # first: a tar under its name has its index
         tar_path.replace(path)
     return shard
-
-
-@contextmanager
-def _gone_at_last(*temporary: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for path in temporary:
-            path.unlink(missing_ok=True)
 
 
 def index_path(tar_path: Path) -> Path:

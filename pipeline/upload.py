@@ -18,25 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from configs import command
 from configs.redact import redact
 from pipeline.manifest import FILE_NAME, read_manifest
-from pipeline.urls import StoreError, asking, locate
+from pipeline.transfer import bytes_progress
+from pipeline.urls import StoreError, asking, is_final, locate
 
 MARK = "upload.json"
 """Object beside an unfinished upload: the sha256 of its manifest."""
 NUM_TRANSFERS = 8
 """Files under way at once."""
-NUM_ATTEMPTS = 5
-"""Of each request, on top of what the store's package tries itself; pauses of 1, 2, 4, 8 s."""
+PAUSES = (1, 2, 4, 8)
+"""Seconds behind each attempt that failed, on top of what the store's package tries itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +118,7 @@ def _sizes(there: Destination) -> dict[str, int]:
     """Bytes of each object below the folder."""
     there.fs.invalidate_cache()
     found = there.fs.find(there.path, detail=True)
-    root = there.fs._strip_protocol(there.path).rstrip("/") + "/"
-    return {str(name).removeprefix(root): int(info["size"]) for name, info in found.items()}
+    return {str(name).removeprefix(there.at("")): int(one["size"]) for name, one in found.items()}
 
 
 def _is_finished(there: Destination, sizes: dict[str, int], manifest: bytes) -> bool:
@@ -146,16 +139,15 @@ def _names_other(there: Destination, sizes: dict[str, int], mark: bytes) -> bool
 
 
 def _send_files(there: Destination, files: dict[str, Path], console: Console | None) -> None:
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    shown = console or Console(quiet=True)
-    with Progress("uploading", *columns, console=shown) as progress:
-        task = progress.add_task("", total=sum(path.stat().st_size for path in files.values()))
+    with bytes_progress(console) as progress:
+        total = sum(path.stat().st_size for path in files.values())
+        bar = progress.add_task("uploading", total=total)
         with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
             sent = {pool.submit(_send_file, there, *item): item[1] for item in files.items()}
             try:
                 for future in as_completed(sent):
                     future.result()
-                    progress.advance(task, sent[future].stat().st_size)
+                    progress.advance(bar, sent[future].stat().st_size)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -182,23 +174,16 @@ def _check_size(there: Destination, name: str, size: int) -> None:
 def _persist(there: Destination, ask: Callable[[], Any], *, name: str = "") -> Any:
     """What the store answers, asked again where a later attempt may do better."""
     where = f"{there.url.rstrip('/')}/{name}" if name else there.url
-    for attempt in range(NUM_ATTEMPTS):
+    pauses = iter(PAUSES)
+    while True:
         try:
-            with asking(where):
-                return ask()
-        except (FileNotFoundError, ValueError):
-            raise
-        except OSError as error:
-            if attempt == NUM_ATTEMPTS - 1 or _is_final(error):
-                raise
-            time.sleep(2**attempt)
-    raise AssertionError("unreachable")
-
-
-def _is_final(error: OSError) -> bool:
-    """No patience mends credentials and rights."""
-    words = str(error)
-    return any(one in words for one in ("PermissionError", "CredentialsError", "Forbidden"))
+            return ask()
+        except Exception as error:  # noqa: BLE001 - every store has classes of its own
+            pause = next(pauses, None)
+            if pause is None or is_final(error):
+                with asking(where):
+                    raise
+            time.sleep(pause)
 
 
 if __name__ == "__main__":

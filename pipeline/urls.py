@@ -1,5 +1,6 @@
 """Paths and URLs as fsspec takes them; what a store or a missing package says is one line."""
 
+import errno
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,31 @@ ADVICE = {
     "DefaultCredentialsError": "; set GOOGLE_APPLICATION_CREDENTIALS",
 }
 """What to do, by the class of what a store's package raises."""
+
+FINAL_ERRORS = (
+    FileNotFoundError,
+    PermissionError,
+    NotADirectoryError,
+    IsADirectoryError,
+    NotImplementedError,
+    ImportError,
+    TypeError,
+    ValueError,
+)
+FINAL_NAMES = frozenset(
+    {
+        "DefaultCredentialsError",
+        "NoCredentialsError",
+        "ParamValidationError",
+        "PartialCredentialsError",
+        "ProfileNotFound",
+    }
+)
+"""Of botocore and google.auth, whose errors have no class of Python's."""
+FINAL_NUMBERS = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENAMETOOLONG})
+"""What s3fs makes of the answers 400, 405, 416 and 501."""
+PASSING_ANSWERS = frozenset({408, 425, 429})
+"""Of HTTP, among 400 to 499: the same request may be answered later."""
 
 for _name in ("aiobotocore", "botocore", "gcsfs", "google", "s3fs"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)  # what they log they raise too
@@ -81,6 +107,16 @@ def asking(url: str) -> Iterator[None]:
             raise
         name = type(error).__name__
         raise StoreError(f"{url}: {name}: {_words(error, url)}{ADVICE.get(name, '')}") from None
+
+
+def is_final(error: Exception) -> bool:
+    """Whether the same read would fail for ever."""
+    if isinstance(error, FINAL_ERRORS) or type(error).__name__ in FINAL_NAMES:
+        return True
+    if isinstance(error, OSError) and error.errno in FINAL_NUMBERS:
+        return True
+    status = getattr(error, "status", None)  # of aiohttp's errors
+    return isinstance(status, int) and 400 <= status < 500 and status not in PASSING_ANSWERS
 
 
 def read_url(url: str) -> bytes:

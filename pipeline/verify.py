@@ -16,13 +16,6 @@ from pathlib import Path
 import numpy as np
 import xxhash
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
@@ -33,6 +26,7 @@ from pipeline.hashes import Hashes
 from pipeline.manifest import Manifest, Shard, read_manifest
 from pipeline.tar import scan
 from pipeline.tokenizer import parse_tokenizer, special_tokens
+from pipeline.transfer import bytes_progress
 from pipeline.verify_files import RULES as FILE_RULES
 from pipeline.verify_files import check_content, check_files, check_sidecars
 from pipeline.verify_images import RULES as IMAGE_RULES
@@ -178,18 +172,8 @@ def _verify_shards(
     dataset_dir: Path, manifest: Manifest, shards: list[Shard], console: Console | None
 ) -> Iterator[tuple[Shard, Findings]]:
     """Verify shards in threads: sha256 and crc32, three quarters of the time, run beside Python."""
-    progress = Progress(
-        "{task.description}",
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=console is None or not console.is_terminal,
-        transient=True,
-    )
     total = sum(shard.bytes for shard in shards)
-    with progress, ThreadPoolExecutor(os.cpu_count()) as threads:
+    with bytes_progress(console) as progress, ThreadPoolExecutor(os.cpu_count()) as threads:
         bar = progress.add_task("verifying", total=total)
         started = {
             threads.submit(verify_shard, dataset_dir / shard.name, shard, _rules(manifest)): shard

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.machine import on_this_machine
+from pipeline.machine import writing
 
 FOLDER = ".work"
 
@@ -117,15 +117,12 @@ def is_work_folder(path: Path) -> bool:
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file complete or not at all: temporary name, fsync, rename."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with on_this_machine(path):
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with writing(path, temporary):
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
 
 def write_json(path: Path, tree: Any) -> None:

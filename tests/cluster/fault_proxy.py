@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-KINDS = ("status", "reset", "lose", "cut", "truncate", "corrupt", "slow", "hang")
+KINDS = ("status", "reset", "lose", "cut", "truncate", "corrupt", "hang")
 HANG_SECONDS = 600
 
 
@@ -24,7 +24,6 @@ class Fault:
     cut: the connection is closed in the middle of the answer's body.
     truncate: half of the body is sent as if it were all.
     corrupt: a byte in the middle of the body is another.
-    slow: the answer comes `seconds` later.
     hang: no answer comes.
     """
 
@@ -40,7 +39,6 @@ class Fault:
     every: int = 1
     """Behind them each so-manieth that fits."""
     status: int = 503
-    seconds: float = 1.0
 
     def __post_init__(self):
         assert self.kind in KINDS, self.kind
@@ -60,9 +58,8 @@ class Fault:
 class FaultProxy:
     """`with FaultProxy(store.url) as proxy`: use `proxy.url`, add faults with `proxy.add`."""
 
-    def __init__(self, target, *, latency_seconds=0.0):
+    def __init__(self, target):
         self.host = urlsplit(target).netloc
-        self.latency_seconds = latency_seconds
         self.faults = []
         self.requests = []
         """(method, path with query, Range header or '', status or the kind of the fault)."""
@@ -85,9 +82,6 @@ class FaultProxy:
         fault = Fault(kind, **settings)
         self.faults.append(fault)
         return fault
-
-    def clear(self):
-        self.faults.clear()
 
     def count(self, method, path=""):
         """Requests that were made, whatever came of them."""
@@ -116,14 +110,11 @@ class _Handler(BaseHTTPRequestHandler):
     def forward(self):
         proxy = self.server.proxy
         body = self._read_body()
-        time.sleep(proxy.latency_seconds)
         fault = proxy.fault_for(self.command, self.path)
         kind = fault.kind if fault else ""
         if kind in ("status", "reset", "hang"):
             self._note(fault.status if kind == "status" else kind)
             return self._refuse(fault)
-        if kind == "slow":
-            time.sleep(fault.seconds)
         answer, content = self._ask(body)
         self._note(kind or answer.status)
         if kind == "lose":

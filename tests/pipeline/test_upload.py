@@ -80,10 +80,10 @@ def test_a_second_upload_sends_nothing(dataset, monkeypatch, capsys):
 
 def test_an_error_that_passes_is_tried_again(dataset, monkeypatch):
     name = read_manifest(dataset).splits["train"][0].name
-    sent = failing(monkeypatch, name, times=verb.NUM_ATTEMPTS - 1)
+    sent = failing(monkeypatch, name, times=len(verb.PAUSES))
     upload(dataset, URL)
     assert stored() == local(dataset)
-    assert sent.count(name) == verb.NUM_ATTEMPTS
+    assert sent.count(name) == len(verb.PAUSES) + 1
 
 
 def test_a_store_that_stays_down_leaves_no_manifest_and_the_same_command_goes_on(

@@ -3,7 +3,6 @@
 A store that refuses, or has no such object, says so at once: no patience mends that.
 """
 
-import errno
 import logging
 import random
 import time
@@ -12,7 +11,7 @@ from threading import Event, Lock
 from typing import TypeVar
 
 from configs.redact import redact
-from pipeline.urls import asking
+from pipeline.urls import asking, is_final
 from training.data.traffic import Traffic
 
 FIRST_PAUSE_SECONDS = 0.5
@@ -21,31 +20,6 @@ step."""
 LONGEST_PAUSE_SECONDS = 20.0
 QUIET_SECONDS = 60.0
 """Failures that are closer together are one incident, told in one line."""
-
-FINAL_ERRORS = (
-    FileNotFoundError,
-    PermissionError,
-    NotADirectoryError,
-    IsADirectoryError,
-    NotImplementedError,
-    ImportError,
-    TypeError,
-    ValueError,
-)
-FINAL_NAMES = frozenset(
-    {
-        "DefaultCredentialsError",
-        "NoCredentialsError",
-        "ParamValidationError",
-        "PartialCredentialsError",
-        "ProfileNotFound",
-    }
-)
-"""Of botocore and google.auth, whose errors have no class of Python's."""
-FINAL_NUMBERS = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENAMETOOLONG})
-"""What s3fs makes of the answers 400, 405, 416 and 501."""
-PASSING_ANSWERS = frozenset({408, 425, 429})
-"""Of HTTP, among 400 to 499: the same request may be answered later."""
 
 Answer = TypeVar("Answer")
 
@@ -121,16 +95,6 @@ class Patience:
             is_told, self._is_down = self._is_down, False
         if is_told:
             logger.warning("%s: read %.1f s later", redact(what), seconds)
-
-
-def is_final(error: Exception) -> bool:
-    """Whether the same read would fail for ever."""
-    if isinstance(error, FINAL_ERRORS) or type(error).__name__ in FINAL_NAMES:
-        return True
-    if isinstance(error, OSError) and error.errno in FINAL_NUMBERS:
-        return True
-    status = getattr(error, "status", None)  # of aiohttp's errors
-    return isinstance(status, int) and 400 <= status < 500 and status not in PASSING_ANSWERS
 
 
 def in_words(error: Exception) -> str:
