@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
-from engine_worker import GLOBAL_BATCH, build_model, build_task, own_batches
+from engine_parts import GLOBAL_BATCH, build_model, build_task, own_batches
 
 import configs
 from training import distributed, reshard

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import engine_parts as parts
 import engine_worker as worker
 import torch
 
@@ -55,9 +56,9 @@ def cases(folder):
 
 def steps_and_states(stage, *, precision="bf16", micro_batch_size=2, **settings):
     """Losses, weights, and what the optimizer keeps, by name."""
-    engine = worker.build(stage, precision=precision, micro_batch_size=micro_batch_size, **settings)
+    engine = parts.build(stage, precision=precision, micro_batch_size=micro_batch_size, **settings)
     optimizer = engine.deepspeed.optimizer
-    taken = worker.take_steps(engine, range(5), micro_batch_size=micro_batch_size)
+    taken = parts.take_steps(engine, range(5), micro_batch_size=micro_batch_size)
     first = next(iter(optimizer.optimizer.state.values()))
     return taken | {
         "moments": {first["exp_avg"].dtype, first["exp_avg_sq"].dtype},
@@ -76,40 +77,40 @@ def secondary_shape(engine):
 
 
 def zero_init(precision):
-    config = Config(zero_stage=3, precision=precision, zero_init=True, max_grad_norm=worker.CLIP)
+    config = Config(zero_stage=3, precision=precision, zero_init=True, max_grad_norm=parts.CLIP)
     is_from_other = precision == "bf16"  # as by init_from
     with engines.construction(config):
-        model = worker.build_model(seed=int(is_from_other))
+        model = parts.build_model(seed=int(is_from_other))
     sizes = [parameter.numel() for parameter in model.parameters()]
     if is_from_other:
-        engines.assign_weights(model, worker.build_model().state_dict())
+        engines.assign_weights(model, parts.build_model().state_dict())
     torch.manual_seed(1 + distributed.rank())
     engine = engines.Engine(
-        Objective(model, worker.build_task()),
+        Objective(model, parts.build_task()),
         build_optimizer(model, OptimizerConfig()),
         config,
         micro_batch_size=2,
-        gradient_accumulation_steps=worker.GLOBAL_BATCH // 2 // distributed.world_size(),
+        gradient_accumulation_steps=parts.GLOBAL_BATCH // 2 // distributed.world_size(),
     )
-    return {"held": sum(sizes)} | worker.take_steps(engine, range(5))
+    return {"held": sum(sizes)} | parts.take_steps(engine, range(5))
 
 
 def compiled():
-    model = worker.build_model()
+    model = parts.build_model()
     compile_blocks(model.blocks, backend="aot_eager")
     engine = engines.Engine(
-        Objective(model, worker.build_task()),
+        Objective(model, parts.build_task()),
         build_optimizer(model, OptimizerConfig()),
-        Config(zero_stage=2, precision="fp32", max_grad_norm=worker.CLIP),
+        Config(zero_stage=2, precision="fp32", max_grad_norm=parts.CLIP),
         micro_batch_size=2,
-        gradient_accumulation_steps=worker.GLOBAL_BATCH // 2 // distributed.world_size(),
+        gradient_accumulation_steps=parts.GLOBAL_BATCH // 2 // distributed.world_size(),
     )
-    return worker.take_steps(engine, range(5))
+    return parts.take_steps(engine, range(5))
 
 
 def shared_sequences(stage, *, masked):
     """Each rank has half of the positions of all rows; beside it, ranks with rows of their own."""
-    task = worker.build_task()
+    task = parts.build_task()
     results = {}
     for size in (1, 2):
         engine = build_with_few_keys(stage, sequence_parallel_size=size)
@@ -138,12 +139,12 @@ def build_with_few_keys(stage, *, sequence_parallel_size):
     )
     model = transformer.Model(
         transformer.Config(
-            vocab_size=worker.VOCABULARY,
+            vocab_size=parts.VOCABULARY,
             d_model=16,
             num_layers=2,
             num_heads=4,
             num_kv_heads=2 - stage % 2,
-            max_positions=worker.LENGTH,
+            max_positions=parts.LENGTH,
             positions="learned" if stage else "rotary",
         )
     )
@@ -151,7 +152,7 @@ def build_with_few_keys(stage, *, sequence_parallel_size):
     if sequence_parallel_size > 1:
         share_sequences(model, sequence_parallel_size)
     return engines.Engine(
-        Objective(model, worker.build_task()),
+        Objective(model, parts.build_task()),
         build_optimizer(model, OptimizerConfig()),
         config,
         micro_batch_size=4,
@@ -160,11 +161,11 @@ def build_with_few_keys(stage, *, sequence_parallel_size):
 
 
 def own_positions(step, task, size, *, masked=False):
-    batch = worker.global_batch(step)
+    batch = parts.global_batch(step)
     if masked:
-        cut = torch.arange(worker.LENGTH) >= 3  # (T), inside the half of the first rank
-        batch["documents"] = cut.long().expand(worker.GLOBAL_BATCH, -1)
-        batch["positions"] = (torch.arange(worker.LENGTH) - 3 * cut).expand(worker.GLOBAL_BATCH, -1)
+        cut = torch.arange(parts.LENGTH) >= 3  # (T), inside the half of the first rank
+        batch["documents"] = cut.long().expand(parts.GLOBAL_BATCH, -1)
+        batch["positions"] = (torch.arange(parts.LENGTH) - 3 * cut).expand(parts.GLOBAL_BATCH, -1)
     if size > 1:
         batch = task.share(batch, index=distributed.rank(), size=size)
     first = 0 if size > 1 else 4 * distributed.rank()
