@@ -119,7 +119,8 @@ _RUN: dict[str, type[nn.Module]] = {
 def _contexts() -> tuple[_CachingTorchDispatchMode, _CachedTorchDispatchMode]:
     """For the forward pass and for the second one, in which the kept results are taken."""
     storage: dict[Any, dict[int, Any]] = defaultdict(dict)
-    return _Keeping(_keep, storage), _Kept(_keep, storage)
+    # Older torch, 2.11 for one, has no default for it.
+    return _Keeping(_keep, storage), _Kept(_keep, storage, allow_cache_entry_mutation=False)
 
 
 class _KeptAlone:

@@ -15,7 +15,7 @@ from training import checkpoint, distributed, sequence_parallel
 from training.activation_checkpointing import apply_activation_checkpointing
 from training.batch_size import accumulation_steps
 from training.checkpoint import RunState
-from training.compilation import compile_blocks
+from training.compilation import compile_blocks, compile_loss
 from training.config import TrainingConfig
 from training.console import say
 from training.data.loader import EvaluationBatches, Loader
@@ -90,6 +90,7 @@ def build_engine(config: TrainingConfig, run: Run) -> Engine:
     )
     if config.engine.compile == "blocks":
         compile_blocks(model.blocks)
+        compile_loss(run.task)
     engine = Engine(
         Objective(model, run.task),
         build_optimizer(model, config.optimizer),

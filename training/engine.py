@@ -304,6 +304,12 @@ def initialize_distributed() -> None:
         _without_compiled_operator()
     else:
         get_accelerator().set_device(distributed.local_rank())
+        # DeepSpeed takes a group that is there; its own would have NCCL guess the device.
+        torch.distributed.init_process_group(
+            get_accelerator().communication_backend_name(),
+            timeout=deepspeed.constants.default_pg_timeout,
+            device_id=torch.device(get_accelerator().current_device_name()),
+        )
     deepspeed.init_distributed(verbose=False)
 
 

@@ -9,7 +9,7 @@ import torch
 from training import distributed
 from training import engine as engines
 from training.activation_checkpointing import apply_activation_checkpointing
-from training.compilation import compile_blocks
+from training.compilation import compile_blocks, compile_loss
 from training.deepspeed_config import Config
 from training.models import transformer
 from training.objective import Objective
@@ -97,9 +97,11 @@ def zero_init(precision):
 
 def compiled():
     model = parts.build_model()
+    task = parts.build_task()
     compile_blocks(model.blocks, backend="aot_eager")
+    compile_loss(task, backend="aot_eager")
     engine = engines.Engine(
-        Objective(model, parts.build_task()),
+        Objective(model, task),
         build_optimizer(model, OptimizerConfig()),
         Config(zero_stage=2, precision="fp32", max_grad_norm=parts.CLIP),
         micro_batch_size=2,

@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from training import distributed
 from training.activation_checkpointing import apply_activation_checkpointing
-from training.compilation import compile_blocks
+from training.compilation import compile_blocks, compile_loss
 from training.deepspeed_config import Config
 from training.doctor.parity import CASES, Result
 from training.engine import Engine, initialize_distributed
@@ -98,10 +98,11 @@ def _train(rows: int, *, accumulation: int = 1, **settings: Any) -> list[float]:
     config = Config(precision="fp32", max_grad_norm=1.0, **settings)
     model = _build_model()
     apply_activation_checkpointing(model.blocks, config.activation_checkpointing)
+    task = causal_lm.Task(causal_lm.Config(), vocab_size=VOCABULARY, end_of_document=0)
     if config.compile == "blocks":
         compile_blocks(model.blocks)
+        compile_loss(task)
     share = rows // distributed.world_size()
-    task = causal_lm.Task(causal_lm.Config(), vocab_size=VOCABULARY, end_of_document=0)
     engine = Engine(
         Objective(model, task),
         build_optimizer(model, OptimizerConfig()),

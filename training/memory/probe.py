@@ -12,7 +12,7 @@ import torch
 from training import distributed
 from training.activation_checkpointing import apply_activation_checkpointing
 from training.batch_size import accumulation_steps
-from training.compilation import compile_blocks
+from training.compilation import compile_blocks, compile_loss
 from training.config import TrainingConfig
 from training.engine import Engine, construction
 from training.memory.counter import TensorCounter
@@ -43,7 +43,7 @@ def measure_peak(config: TrainingConfig) -> tuple[int, str]:
         ValueError: the batch does not fit the ranks, or the device cannot do what the config says.
     """
     before = TensorCounter().alive  # of others in this process
-    engine, batches = _build(config)
+    engine, batches = build(config)
     for _ in range(NUM_STEPS - 1):
         engine.train_step(batches, learning_rate=1e-6)
     if engine.device.type == "cuda":
@@ -56,7 +56,8 @@ def measure_peak(config: TrainingConfig) -> tuple[int, str]:
     return counter.peak - before, engine.device.type
 
 
-def _build(config: TrainingConfig) -> tuple[Engine, list[dict[str, Any]]]:
+def build(config: TrainingConfig) -> tuple[Engine, list[dict[str, Any]]]:
+    """The engine of a config without a dataset, and micro batches of zeros for one step."""
     accumulation = accumulation_steps(
         global_batch_size=config.batch.global_batch_size,
         micro_batch_size=config.batch.micro_batch_size,
@@ -70,10 +71,12 @@ def _build(config: TrainingConfig) -> tuple[Engine, list[dict[str, Any]]]:
         settings.activation_checkpointing,
         every_n=settings.activation_checkpointing_every_n,
     )
+    task = build_bare_task(config)
     if settings.compile == "blocks":
         compile_blocks(model.blocks)
+        compile_loss(task)
     engine = Engine(
-        Objective(model, build_bare_task(config)),
+        Objective(model, task),
         build_optimizer(model, config.optimizer),
         settings,
         micro_batch_size=config.batch.micro_batch_size,

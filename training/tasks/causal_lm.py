@@ -5,6 +5,7 @@ micro batch never exist at once.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +27,9 @@ NEEDS = "tokens"
 
 IGNORED = -100
 """Target that is no term of the loss."""
+
+TokenLoss = Callable[[Tensor, Tensor], Tensor]
+"""Logits (N, V) and targets (N) to the sum of the cross-entropy, nats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,7 @@ class Task:
         self.config = config
         self.vocab_size = vocab_size
         self.end_of_document = end_of_document
+        self.token_loss: TokenLoss = token_loss
 
     def collate(self, sequences: Sequences) -> dict[str, Tensor]:
         """Sequences (B, T + 1) to tokens and targets (B, T), and with masks their documents."""
@@ -104,7 +109,11 @@ class Task:
             batch["tokens"], positions=batch.get("positions"), documents=batch.get("documents")
         )
         loss_sum = chunked_cross_entropy(
-            decoder, features, batch["targets"], chunk_tokens=self.config.chunk_tokens
+            decoder,
+            features,
+            batch["targets"],
+            chunk_tokens=self.config.chunk_tokens,
+            token_loss=self.token_loss,
         )
         return loss_sum, {}
 
@@ -177,8 +186,19 @@ def document_layout(
     }
 
 
+def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Sum of the cross-entropy of logits (N, V) against targets (N), in fp32 at least."""
+    logits = logits.to(_at_least_fp32(logits.dtype))
+    return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+
+
 def chunked_cross_entropy(
-    model: Head, features: Tensor, targets: Tensor, *, chunk_tokens: int
+    model: Head,
+    features: Tensor,
+    targets: Tensor,
+    *,
+    chunk_tokens: int,
+    token_loss: TokenLoss = token_loss,
 ) -> Tensor:
     """Sum of the cross-entropy of features (B, T, D) against targets (B, T), in fp32.
 
@@ -187,26 +207,23 @@ def chunked_cross_entropy(
     chunk is computed once.
     """
     features, targets = features.flatten(0, 1), targets.flatten()  # (B T, D), (B T)
+
+    def of_chunk(features: Tensor, targets: Tensor) -> Tensor:
+        return token_loss(model.logits(features), targets)
+
     if len(targets) <= chunk_tokens:
-        return _cross_entropy(model, features, targets)
+        return of_chunk(features, targets)
     loss_sum = torch.zeros((), dtype=_at_least_fp32(features.dtype), device=features.device)
     for start in range(0, len(targets), chunk_tokens):
         chunk = slice(start, start + chunk_tokens)
         loss_sum = loss_sum + checkpoint(
-            _cross_entropy,
-            model,
+            of_chunk,
             features[chunk],
             targets[chunk],
             use_reentrant=False,
             preserve_rng_state=False,
         )
     return loss_sum
-
-
-def _cross_entropy(model: Head, features: Tensor, targets: Tensor) -> Tensor:
-    logits = model.logits(features)
-    logits = logits.to(_at_least_fp32(logits.dtype))
-    return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
 
 
 def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:

@@ -18,7 +18,15 @@ from training.augment.draws import Purpose, uniforms
 from training.data.order import Ints, Keys
 from training.data.tokens import Sequences
 from training.objective import Metrics, Summary
-from training.tasks.causal_lm import IGNORED, Head, check_tokens, chunked_cross_entropy, summarise
+from training.tasks.causal_lm import (
+    IGNORED,
+    Head,
+    TokenLoss,
+    check_tokens,
+    chunked_cross_entropy,
+    summarise,
+    token_loss,
+)
 
 KIND = "text"
 """Of the datasets that this task learns from."""
@@ -111,6 +119,7 @@ class Task:
         self.config = config
         self.vocab_size = vocab_size
         self.end_of_document = end_of_document
+        self.token_loss: TokenLoss = token_loss
 
     def check_model(self, *, model_vocab_size: int, sequence_length: int) -> None:
         """Refuse a model that has no row for some sentinel.
@@ -164,7 +173,11 @@ class Task:
             batch["tokens"], encoded, documents=of_target, source_documents=of_source
         )
         loss_sum = chunked_cross_entropy(
-            both, features, batch["targets"], chunk_tokens=self.config.chunk_tokens
+            both,
+            features,
+            batch["targets"],
+            chunk_tokens=self.config.chunk_tokens,
+            token_loss=self.token_loss,
         )
         return loss_sum, {}
 
