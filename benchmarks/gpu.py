@@ -30,7 +30,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 PEAK_FLOPS = 989e12
 GIB = 2**30
-WARM_UP, LEAST_STEPS, SECONDS = 3, 5, 3.0
+WARM_UP, LEAST_STEPS, SECONDS = 3, 5, 2.0
 
 GPT = "gpt2_124m batch.micro_batch_size=16 batch.global_batch_size=64"
 M350 = f"{GPT} model.d_model=1024 model.num_layers=24 model.num_heads=16"
@@ -39,22 +39,23 @@ B1_3 = (
     "data.sequence_length=2048 batch.micro_batch_size=8 batch.global_batch_size=32"
 )
 LLAMA = "llama_1b batch.micro_batch_size=8 batch.global_batch_size=32"
-B16 = (
-    "model.variant=B model.d_model=768 model.num_layers=12 model.num_heads=12 model.d_ff=3072 "
+B16 = "model.variant=B model.d_model=768 model.num_layers=12 model.num_heads=12 model.d_ff=3072"
+L16 = "model.variant=L model.d_model=1024 model.num_layers=24 model.num_heads=16 model.d_ff=4096"
+IMAGES = (
     "model.image_size=224 model.patch_size=16 engine.precision=bf16 engine.zero_stage=1 "
     "batch.micro_batch_size=128 batch.global_batch_size=256"
 )
-L16 = (
-    B16.replace("=B", "=L").replace("=768", "=1024").replace("=12", "=24").replace("=3072", "=4096")
-)
-VIT = f"vit_small_cifar10 {B16} model.num_classes=1000"
-VIT_L = f"vit_small_cifar10 {L16.replace('num_heads=24', 'num_heads=16')} model.num_classes=1000"
-MAE = f"mae_small_cifar10 {B16}"
+VIT_B = f"vit_small_cifar10 {IMAGES} {B16} model.num_classes=1000"
+VIT_L = f"vit_small_cifar10 {IMAGES} {L16} model.num_classes=1000"
+MAE = f"mae_small_cifar10 {IMAGES} {B16}"
+WHOLE = " task.chunk_tokens=32768"
 EAGER, BLOCKS = " engine.compile=none", " engine.compile=blocks"
 FULL, SELECTIVE = (f" engine.activation_checkpointing={mode}" for mode in ("full", "selective"))
 ZERO = tuple(f" engine.zero_stage={stage}" for stage in range(4))
 CASES = {
     "GPT 124M, compiled": GPT + BLOCKS,
+    "GPT 124M, compiled, whole logits": GPT + BLOCKS + WHOLE,
+    "GPT 124M, compiled, whole logits, 2 x 32": GPT + BLOCKS + WHOLE + " batch.micro_batch_size=32",
     "GPT 124M": GPT + EAGER,
     "GPT 124M, ZeRO 0, compiled": GPT + BLOCKS + ZERO[0],
     "GPT 124M, ZeRO 2, compiled": GPT + BLOCKS + ZERO[2],
@@ -63,18 +64,17 @@ CASES = {
     "GPT 124M, ZeRO 3, deepcompile": GPT + ZERO[3] + " engine.compile=deepcompile",
     "GPT 124M, fp32": GPT + EAGER + " engine.precision=fp32 batch.micro_batch_size=8",
     "GPT 124M, selective, dropout": GPT + EAGER + SELECTIVE + " model.dropout=0.1",
-    "GPT 124M, whole logits": GPT + BLOCKS + " task.chunk_tokens=100000",
-    "GPT 350M, compiled": M350 + BLOCKS,
+    "GPT 350M, compiled, whole logits": M350 + BLOCKS + WHOLE,
     "GPT 350M, compiled, full": M350 + BLOCKS + FULL,
-    "GPT 1.3B, compiled": B1_3 + BLOCKS,
+    "GPT 1.3B, compiled, whole logits": B1_3 + BLOCKS + WHOLE,
     "GPT 1.3B": B1_3 + EAGER,
     "GPT 1.3B, compiled, full": B1_3 + BLOCKS + FULL + " batch.micro_batch_size=16",
     "GPT 1.3B, ZeRO 3, full": B1_3 + EAGER + ZERO[3] + FULL,
     "Llama 1.1B, compiled": LLAMA + BLOCKS,
     "Llama 1.1B, compiled, no masks": LLAMA + BLOCKS + " task.mask_documents=false",
     "Llama 1.1B, no masks, full": LLAMA + EAGER + FULL + " task.mask_documents=false",
-    "ViT-B/16, compiled": VIT + BLOCKS,
-    "ViT-B/16": VIT + EAGER,
+    "ViT-B/16, compiled": VIT_B + BLOCKS,
+    "ViT-B/16": VIT_B + EAGER,
     "ViT-L/16, compiled": VIT_L + BLOCKS,
     "ViT-L/16, ZeRO 2, full": VIT_L + EAGER + ZERO[2] + FULL,
     "MAE-B/16, compiled": MAE + BLOCKS,
@@ -88,7 +88,9 @@ def main() -> None:
         print(json.dumps(_measure_alone(arguments)), flush=True)
         return
     names = [*CASES, *([NANOGPT] if arguments.nanogpt else [])]
-    wished = [name for name in names if not arguments.only or name in arguments.only]
+    if unknown := set(arguments.only) - set(names):
+        sys.exit(f"no case {', '.join(unknown)}; there are: {'; '.join(names)}")
+    wished = arguments.only or names
     lines = [
         "| case | micro batches | per second | MFU | peak GiB | predicted | error |",
         "|---|---|--:|--:|--:|--:|--:|",
@@ -127,15 +129,19 @@ def _row(name: str, found: dict[str, Any]) -> str:
 
 
 def _measure_alone(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Imports go on beside other cases; nothing else does."""
+    """Cases start and warm up beside one another; each is measured by itself."""
     import torch  # noqa: PLC0415
 
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py measures a GPU, and this machine has none")
     prepare = _prepare_nanogpt if arguments.case == NANOGPT else _prepare_millrace
     start = prepare(arguments)
-    with _alone(Path(arguments.scratch)):
+    with _device(arguments.scratch, fcntl.LOCK_SH):
         step, facts = start()
+        for _ in range(WARM_UP):
+            step()
+        torch.cuda.synchronize()
+    with _device(arguments.scratch, fcntl.LOCK_EX):
         return facts | _time(step, profile=bool(arguments.profile))
 
 
@@ -240,9 +246,6 @@ def _time(step: Callable[[], object], *, profile: bool) -> dict[str, Any]:
     """Median seconds of a step, and the peak of its memory."""
     import torch  # noqa: PLC0415
 
-    for _ in range(WARM_UP):
-        step()
-    torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     times: list[float] = []
     while len(times) < LEAST_STEPS or sum(times) < SECONDS:
@@ -284,10 +287,10 @@ def _profile(step: Callable[[], object]) -> None:
 
 
 @contextmanager
-def _alone(scratch: Path) -> Iterator[None]:
-    """Inside, no other case uses the device."""
-    with (scratch / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def _device(scratch: str, how: int) -> Iterator[None]:
+    """Inside, no other case uses the device, or those alone that share it."""
+    with Path(scratch, "device").open("w") as lock:
+        fcntl.flock(lock, how)
         yield
 
 
@@ -297,10 +300,12 @@ def _arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", nargs="*", metavar="CASE", help="names of cases; else all")
+    parser.add_argument(
+        "--only", nargs="*", default=[], metavar="CASE", help="names of cases; else all"
+    )
     parser.add_argument("--nanogpt", default="", metavar="FOLDER", help="of nanoGPT's model.py")
     parser.add_argument("--profile", default="", metavar="TEXT", help="cases to profile, too")
-    parser.add_argument("--jobs", type=int, default=3, help="cases that start at once")
+    parser.add_argument("--jobs", type=int, default=1, help="cases in the device's memory at once")
     parser.add_argument("--out", default="", metavar="FILE", help="write the table there, too")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--scratch", default=tempfile.gettempdir(), help=argparse.SUPPRESS)
