@@ -6,7 +6,6 @@ under `torch.utils.checkpoint`. One class serves all blocks of a kind, so that t
 compiles them once, not once each.
 """
 
-from collections import defaultdict
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, ClassVar, Literal, cast
@@ -23,11 +22,13 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from training.layers.document_attention import HAS_KERNEL
+
 Mode = Literal["none", "full", "every_n", "selective", "offload"]
 
 Forward = Callable[..., Tensor]
 
-KEPT_BY_SELECTIVE = frozenset(
+KEPT_BY_SELECTIVE: frozenset[Any] = frozenset(
     {
         torch.ops.aten.mm.default,
         torch.ops.aten.addmm.default,
@@ -36,6 +37,7 @@ KEPT_BY_SELECTIVE = frozenset(
         torch.ops.aten._scaled_dot_product_efficient_attention.default,
         torch.ops.aten._scaled_dot_product_cudnn_attention.default,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+        *([torch.ops.torch_attn._varlen_attn.default] if HAS_KERNEL else []),
     }
 )
 """Matrix products and attention: nearly all of the time of a block, and half of its memory."""
@@ -118,9 +120,9 @@ _RUN: dict[str, type[nn.Module]] = {
 
 def _contexts() -> tuple[_CachingTorchDispatchMode, _CachedTorchDispatchMode]:
     """For the forward pass and for the second one, in which the kept results are taken."""
-    storage: dict[Any, dict[int, Any]] = defaultdict(dict)
-    # Older torch, 2.11 for one, has no default for it.
-    return _Keeping(_keep, storage), _Kept(_keep, storage, allow_cache_entry_mutation=False)
+    keeping, kept = _compiled_contexts()
+    keeping.__class__, kept.__class__ = _Keeping, _Kept
+    return keeping, kept
 
 
 class _KeptAlone:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from training.layers.document_attention import attend_inside_documents
 from training.layers.linear import Linear, Stds
 
 
@@ -30,7 +31,8 @@ class Attention(nn.Module):
     """Attention to all positions, or, where `causal`, to none behind a position's own.
 
     With a mask (B, 1 or H, T, T), which must be causal itself, the mask alone counts: booleans,
-    or numbers that are added to the scores.
+    or numbers that are added to the scores; or boundaries of documents (N + 1), see
+    `attend_inside_documents`.
     """
 
     def __init__(
@@ -88,6 +90,8 @@ class Attention(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool
     ) -> Tensor:
         """Values (B, H, T, K), weighted for queries (B, H, T, K), of this process alone."""
+        if mask is not None and mask.ndim == 1:
+            return attend_inside_documents(q, k, v, mask)
         if mask is not None and q.is_cuda and q.shape[1] != k.shape[1]:
             # Torch has no fused kernel for a mask and shared heads at once: it would compute all
             # T x T weights of every head in memory.

@@ -61,6 +61,8 @@ class Sequences:
     rotation: Value | None = None
     mask: Buffer | None = None
     """Of booleans for all pairs, which each layer turns into numbers."""
+    goes_by_boundaries: bool = False
+    """Of documents, in the place of a mask."""
 
     @property
     def num_tokens(self) -> int:
@@ -146,6 +148,8 @@ def attend(
         heads = layer_norm(tape, normed, weights, width=shape.head_dim)
     if sequences.rotation is not None:
         heads = _rotate(tape, heads, num_turned, sequences.rotation)
+    if sequences.goes_by_boundaries and heads.buffer is not values:
+        tape.ledger.visit(tape.kind, num_turned * width)  # laid out anew, token by token
     kept = [values] if heads.buffer is values else [values, heads.buffer]
     masked = [_mask(tape, sequences, width)] if sequences.mask is not None else []
     if shape.attention_dropout and tape.device == "cpu":
@@ -164,7 +168,8 @@ def attend(
         gradients=(size,),
         workspace=_kernel_workspace(tape, shape, num_tokens),
     )
-    return _tokens_first(tape, attended) if heads.buffer is not values else attended
+    lies_head_by_head = heads.buffer is not values and not sequences.goes_by_boundaries
+    return _tokens_first(tape, attended) if lies_head_by_head else attended
 
 
 def _tokens_first(tape: Tape, attended: Value) -> Value:

@@ -44,6 +44,7 @@ def trace_forward_backward(config: TrainingConfig) -> int:
     """Peak bytes of weights, batch, activations and gradients of the first micro batch."""
     autocast = config.engine.zero_stage == 0 and config.engine.precision != "fp32"
     dtype = DTYPES[config.engine.precision]
+    collated = zero_batch(config)
     with _quiet(), FakeTensorMode():
         with _default_dtype(torch.float32 if autocast else dtype):
             model = config.model.module.Model(config.model.config)
@@ -53,7 +54,8 @@ def trace_forward_backward(config: TrainingConfig) -> int:
             engine.activation_checkpointing,
             every_n=engine.activation_checkpointing_every_n,
         )
-        objective, batch = Objective(model, build_bare_task(config)), zero_batch(config)
+        objective = Objective(model, build_bare_task(config))
+        batch = {name: torch.zeros(one.shape, dtype=one.dtype) for name, one in collated.items()}
         tracker = StorageTracker()
         tracker.track_external(objective, *batch.values())
         with tracker:
@@ -73,21 +75,21 @@ def build_bare_task(config: TrainingConfig) -> Any:
 
 
 def zero_batch(config: Any) -> MicroBatch:
-    """A micro batch of zeros, with the shapes of the task's collate."""
+    """A micro batch of pixels or tokens 0, as the task collates it."""
     size, model = config.batch.micro_batch_size, config.model.config
     if config.task.module.KIND == "text":
-        collated = build_bare_task(config).collate(_zero_sequences(size, config))
-        return {name: torch.zeros(one.shape, dtype=one.dtype) for name, one in collated.items()}
+        batch: MicroBatch = build_bare_task(config).collate(_zero_sequences(size, config))
+        return batch
     side = model.image_size
-    batch = {
+    pixels = {
         "pixels": torch.zeros(size, side, side, 3, dtype=torch.uint8),
         "weights": torch.ones(size),
         "classes": torch.zeros(size, dtype=torch.int64),
         "noise": torch.zeros(size, math.prod(model.grid)),
     }
     if config.augment.mixes:
-        batch |= {"share": torch.zeros(size), "mix_box": torch.zeros(size, 4)}
-    return batch
+        pixels |= {"share": torch.zeros(size), "mix_box": torch.zeros(size, 4)}
+    return pixels
 
 
 def _zero_sequences(num_rows: int, config: Any) -> Sequences:

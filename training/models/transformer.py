@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from training.layers.attention import Attention, Cache, Heads
 from training.layers.block import Block
+from training.layers.document_attention import document_mask, flat_boundaries, kernel_takes
 from training.layers.feed_forward import FeedForward, GatedFeedForward
 from training.layers.linear import Embedding, Linear, Stds
 from training.layers.positions import RotaryPositions, position_angles
@@ -130,6 +131,7 @@ class Model(nn.Module):
         *,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
+        document_begins: Tensor | None = None,
         caches: Sequence[Cache] | None = None,
     ) -> Tensor:
         """Features (B, T, D) in front of the head.
@@ -138,6 +140,8 @@ class Model(nn.Module):
             tokens: (B, T).
             positions: (B, T), where they do not run from 0; they restart at document boundaries.
             documents: (B, T) ids; a token then attends to its own document only.
+            document_begins: (B, N) positions at which the same documents begin, filled with T, for
+                a kernel that goes by them, where there is one.
             caches: one per block, to continue a sequence token by token; see `Cache`.
         """
         past = caches[0].length if caches else 0
@@ -145,7 +149,7 @@ class Model(nn.Module):
         if positions is None:
             positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)  # (T)
         x, rotation = self.positions(self.embedding(tokens), positions)  # (B, T, D)
-        mask = None if documents is None else document_mask(documents)
+        mask = None if documents is None else self._mask(x, documents, document_begins)
         x = self.dropout(x)
         for index, block in enumerate(self.blocks):
             x = block(x, rotation, mask, caches[index] if caches else None)
@@ -160,6 +164,13 @@ class Model(nn.Module):
     def new_caches(self) -> list[Cache]:
         """Empty caches for `features`, one per block."""
         return [Cache() for _ in self.blocks]
+
+    def _mask(self, x: Tensor, documents: Tensor, begins: Tensor | None) -> Tensor:
+        """Where documents begin, if that is known and there is a kernel for it; else a mask."""
+        dropout = self.config.dropout if self.training else 0.0
+        if begins is None or not kernel_takes(x, head_dim=self.config.head_dim, dropout=dropout):
+            return document_mask(documents)
+        return flat_boundaries(begins, length=documents.shape[1])
 
     def _check_length(self, length: int) -> None:
         if length > self.config.max_positions:
@@ -193,12 +204,6 @@ class SinusoidalPositions(nn.Module):
         angles = position_angles(positions, x.shape[-1], theta=10_000.0)
         waves = torch.cat((angles.sin(), angles.cos()), dim=-1)  # (T, D) or (B, T, D)
         return x + (self.amplitude * waves).type_as(x), None
-
-
-def document_mask(documents: Tensor) -> Tensor:
-    """True (B, 1, T, T) where a token (row) sees another: not behind it, of the same document."""
-    same = documents[:, None, :, None] == documents[:, None, None, :]
-    return same.tril()
 
 
 def _build_positions(config: Config) -> nn.Module:

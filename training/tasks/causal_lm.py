@@ -25,6 +25,9 @@ KIND = "text"
 NEEDS = "tokens"
 """What a model must give."""
 
+DOCUMENT_LAYOUT = ("positions", "documents", "document_begins")
+"""What a batch has beside tokens and targets where attention stays inside documents."""
+
 IGNORED = -100
 """Target that is no term of the loss."""
 
@@ -58,7 +61,12 @@ class DecoderModel(Head, Protocol):
     """What the loss needs of a model."""
 
     def features(
-        self, tokens: Tensor, *, positions: Tensor | None = None, documents: Tensor | None = None
+        self,
+        tokens: Tensor,
+        *,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        document_begins: Tensor | None = None,
     ) -> Tensor:
         """Features (B, T, D) in front of the head."""
         ...
@@ -86,7 +94,7 @@ class Task:
     def share(self, batch: dict[str, Tensor], *, index: int, size: int) -> dict[str, Tensor]:
         """The positions of one of `size` ranks that share the sequences (B, T): (B, T / size).
 
-        Documents stay whole: attention sees all positions.
+        Documents and where they begin stay whole: attention sees all positions.
         """
         length = batch["tokens"].shape[1]
         assert length % size == 0  # checked with the config
@@ -94,7 +102,7 @@ class Task:
         own = slice(index * length // size, (index + 1) * length // size)
         shared = {"positions": positions} | batch
         return {
-            name: tensor if name == "documents" else tensor[:, own].contiguous()
+            name: tensor if name.startswith("document") else tensor[:, own].contiguous()
             for name, tensor in shared.items()
         }
 
@@ -105,9 +113,8 @@ class Task:
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of the cross-entropy over the targets, nats."""
         decoder: DecoderModel = model  # type: ignore[assignment]
-        features = decoder.features(
-            batch["tokens"], positions=batch.get("positions"), documents=batch.get("documents")
-        )
+        layout = {name: batch.get(name) for name in DOCUMENT_LAYOUT}
+        features = decoder.features(batch["tokens"], **layout)
         loss_sum = chunked_cross_entropy(
             decoder,
             features,
@@ -160,14 +167,17 @@ def check_vocabulary(*, model_vocab_size: int, dataset_vocab_size: int) -> None:
 
 def document_layout(
     document_starts: list[npt.NDArray[Any]], num_tokens: int
-) -> dict[str, npt.NDArray[np.int64]]:
-    """Document id and position inside the document of each input token.
+) -> dict[str, npt.NDArray[Any]]:
+    """Document id and position inside the document of each input token, and where documents begin.
 
     The end-of-document token before a document is, as an input, the document's first token: all it
     does there is to predict how the document starts. So every token stays a target, each is
     predicted from its own document alone, and an end-of-document token by itself is the start of
     generation that was trained. `[7 8 E 5 6]` with a document start at 3, of 4 inputs, gives
     documents `0 0 1 1` and positions `0 1 0 1`.
+
+    There they begin at `0 2`; rows have as many columns, a power of two, as the one with most
+    documents, filled with the number of tokens: few shapes, for each is compiled for itself.
     """
     rows = np.repeat(np.arange(len(document_starts)), [len(starts) for starts in document_starts])
     columns = np.concatenate(document_starts).astype(np.int64)
@@ -180,9 +190,13 @@ def document_layout(
     numbers = np.arange(len(begins)) - first_of_row[begins // num_tokens]
     positions = np.arange(opens.size) - np.repeat(begins, lengths)
     documents = np.repeat(numbers, lengths)
+    most = int(numbers.max()) + 1
+    document_begins = np.full((len(opens), 1 << (most - 1).bit_length()), num_tokens, np.int32)
+    document_begins[begins // num_tokens, numbers] = begins % num_tokens
     return {
         "positions": positions.reshape(opens.shape),
         "documents": documents.reshape(opens.shape),
+        "document_begins": document_begins,
     }
 
 

@@ -3,13 +3,16 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from training.layers.attention import Attention, Cache, Heads, rotate
+from training.layers.document_attention import document_mask, flat_boundaries
 from training.layers.positions import position_angles
-from training.models.transformer import Config, Model, document_mask, num_parameters
+from training.models.transformer import Config, Model, num_parameters
+from training.tasks.causal_lm import document_layout
 
 TINY = Config(vocab_size=23, d_model=16, num_layers=2, num_heads=4, max_positions=12)
 LLAMA_PARTS = {
@@ -291,3 +294,45 @@ def test_masks_over_shared_heads_take_no_memory_of_all_pairs():
     model.features(tokens, documents=torch.zeros_like(tokens)).sum().backward()
     all_pairs = 8 * length**2 * 4  # bytes of the weights of all heads, in fp32
     assert torch.cuda.max_memory_allocated() - before < all_pairs
+
+
+def test_boundaries_run_through_all_rows():
+    begins = torch.tensor([[0, 2, 5, 7], [0, 7, 7, 7], [0, 1, 2, 6]], dtype=torch.int32)
+    flat = flat_boundaries(begins, length=7)
+    assert flat.tolist() == [0, 2, 5, 7, 7, 14, 14, 14, 14, 15, 16, 20, 21]
+    assert flat.dtype == torch.int32
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+@pytest.mark.parametrize("num_kv_heads", [8, 2])
+def test_the_kernel_that_goes_by_boundaries_equals_a_mask(positions, num_kv_heads):
+    """In bf16, where both round: as far from the mask in fp32 as the mask in bf16 is."""
+    torch.manual_seed(0)
+    shape = {"d_model": 256, "num_layers": 2, "num_heads": 8, "num_kv_heads": num_kv_heads}
+    config = Config(vocab_size=64, **shape, positions=positions, max_positions=96, init_std=0.1)
+    model = Model(config).cuda()
+    tokens = torch.randint(64, (3, 96), device="cuda")
+    starts = [np.array([5, 50]), np.array([1]), np.array([], int)]
+    layout = {
+        name: torch.from_numpy(one).cuda() for name, one in document_layout(starts, 96).items()
+    }
+
+    def run(dtype, **layout):
+        model.zero_grad()
+        with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+            features = model.features(tokens, **layout)
+        features.float().square().sum().backward()
+        return [
+            features,
+            *(one.grad for name, one in model.named_parameters() if one.grad is not None),
+        ]
+
+    masked = {name: one for name, one in layout.items() if name != "document_begins"}
+    exact = run(torch.float32, **layout)
+    for ours, mask, truth in zip(
+        run(torch.bfloat16, **layout), run(torch.bfloat16, **masked), exact, strict=True
+    ):
+        scale = truth.abs().max()
+        assert (ours - truth).abs().max() <= 2 * (mask - truth).abs().max() + 1e-3 * scale
+    assert not torch.equal(run(torch.bfloat16, **layout)[0], run(torch.bfloat16, **masked)[0])

@@ -68,6 +68,7 @@ def test_masked_documents_begin_with_the_end_token_before_them_and_keep_every_ta
         "targets": [row[1:] for row in rows],
         "documents": [[0, 1, 1, 1, 2], [0, 0, 1, 2, 2], [0, 0, 0, 0, 0]],
         "positions": [[0, 0, 1, 2, 0], [0, 1, 0, 0, 1], [0, 1, 2, 3, 4]],
+        "document_begins": [[0, 1, 4, 5], [0, 2, 3, 5], [0, 5, 5, 5]],
     }
 
 
@@ -89,6 +90,13 @@ def test_layout_is_that_of_a_walk_along_the_tokens(num_tokens, data):
     walks = [walk(opened, num_tokens) for opened in starts]
     assert layout["documents"].tolist() == [documents for documents, _ in walks]
     assert layout["positions"].tolist() == [positions for _, positions in walks]
+    begins = layout.pop("document_begins")
+    for row, (_, positions) in zip(begins.tolist(), walks, strict=True):
+        own = [index for index, position in enumerate(positions) if position == 0]
+        assert row == own + [num_tokens] * (len(row) - len(own))
+    assert begins.dtype == np.int32
+    most = max(documents[-1] + 1 for documents, _ in walks)
+    assert most <= begins.shape[1] < 2 * most
     assert {array.dtype for array in layout.values()} == {np.dtype(np.int64)}
 
 
@@ -104,6 +112,10 @@ def test_rows_are_collated_each_by_itself(mask_documents):
     for first, stop in ((0, 1), (1, 12), (12, 50)):
         part = slice(first, stop)
         alone = collate(sequences(rows[part], starts[part], weights=weights[part]))
+        if mask_documents:  # as many columns as the row with most documents needs
+            ours, theirs = together["document_begins"][part], alone.pop("document_begins")
+            assert torch.equal(ours[:, : theirs.shape[1]], theirs)
+            assert (ours[:, theirs.shape[1] :] == 32).all()
         for name, tensor in alone.items():
             assert torch.equal(together[name][part], tensor), name
             assert together[name][part].is_contiguous()

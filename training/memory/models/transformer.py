@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from training.layers.document_attention import HAS_KERNEL
 from training.memory.layers import (
     Block,
     BlockShape,
@@ -64,15 +65,21 @@ class Model:
             rotation = tape.leaf(4 * rows * num_positions * self.config.head_dim)
         else:
             x = add(tape, x, Value(tape.book(numel * x.width), numel, x.width, None))
-        pairs = num_rows * num_positions**2
-        mask = tape.book(pairs) if masked else None
+        goes_by_boundaries = masked and self._has_kernel(tape)
+        is_mask = masked and not goes_by_boundaries
+        mask = tape.book(num_rows * num_positions**2) if is_mask else None
         if self.config.dropout:
             x = dropout(tape, x)
-        sequences = Sequences(num_rows, num_positions, rotation, mask)
+        sequences = Sequences(num_rows, num_positions, rotation, mask, goes_by_boundaries)
         x = run_blocks(tape, x, self.blocks, sequences, name="block", keeping=keeping)
         del sequences, mask
         tape.enter("final norm")
         return norm(tape, x, self.norm, self.shape)
+
+    def _has_kernel(self, tape: Tape) -> bool:
+        """As `kernel_takes` decides on a GPU."""
+        fits = not self.config.dropout and self.config.head_dim % 8 == 0
+        return HAS_KERNEL and tape.device != "cpu" and tape.width == 2 and fits
 
     def logits(self, tape: Tape, features: Value) -> Value:
         """Of the next token."""
