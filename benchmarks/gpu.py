@@ -36,7 +36,7 @@ DOCUMENTS = 4
 """Of one length in each sequence, where attention stays inside documents."""
 WARM_UP, LEAST_STEPS, SECONDS = 3, 5, 2.0
 
-GPT = "gpt2_124m batch.micro_batch_size=16 batch.global_batch_size=64"
+GPT = "gpt2_124m task.chunk_tokens=2048 batch.micro_batch_size=16 batch.global_batch_size=64"
 M350 = f"{GPT} model.d_model=1024 model.num_layers=24 model.num_heads=16"
 B1_3 = (
     f"{GPT} model.d_model=2048 model.num_layers=24 model.num_heads=16 model.max_positions=2048 "
@@ -95,6 +95,7 @@ def main() -> None:
     if unknown := set(arguments.only) - set(names):
         sys.exit(f"no case {', '.join(unknown)}; there are: {'; '.join(names)}")
     wished = arguments.only or names
+    _check_device()
     lines = [
         "| case | micro batches | per second | MFU | peak GiB | predicted | error |",
         "|---|---|--:|--:|--:|--:|--:|",
@@ -106,6 +107,14 @@ def main() -> None:
             print(row, flush=True)
     if arguments.out:
         Path(arguments.out).write_text("\n".join(lines) + "\n")
+
+
+def _check_device() -> None:
+    import torch  # noqa: PLC0415
+
+    if not torch.cuda.is_available():
+        sys.stderr.write("benchmarks/gpu.py measures a GPU, and this machine has none\n")
+        sys.exit(2)
 
 
 def _run_case(name: str, arguments: argparse.Namespace, scratch: str) -> str:
@@ -136,8 +145,6 @@ def _measure_alone(arguments: argparse.Namespace) -> dict[str, Any]:
     """Cases start and warm up beside one another; each is measured by itself."""
     import torch  # noqa: PLC0415
 
-    if not torch.cuda.is_available():
-        sys.exit("benchmarks/gpu.py measures a GPU, and this machine has none")
     prepare = _prepare_nanogpt if arguments.case == NANOGPT else _prepare_millrace
     start = prepare(arguments)
     with _device(arguments.scratch, fcntl.LOCK_SH):

@@ -69,6 +69,13 @@ def test_the_search_leaves_out_the_stage_that_cannot_add_up_bf16():
     assert {plan.config.engine.zero_stage for plan in plans} == {2, 3}
 
 
+@pytest.mark.parametrize(("wished", "at_stage_3"), [("blocks", "none"), ("none", "none")])
+def test_the_search_compiles_blocks_where_they_can_be(wished, at_stage_3):
+    plans = search(load(f"engine.compile={wished}"), Machine(world_size=8), num_plans=100)
+    compiled = {plan.config.engine.zero_stage: plan.config.engine.compile for plan in plans}
+    assert compiled == {1: wished, 2: wished, 3: at_stage_3}
+
+
 def test_less_memory_takes_a_slower_plan():
     best = [
         search(load("batch.global_batch_size=64"), Machine(memory_gib=gib), num_plans=1)[0]

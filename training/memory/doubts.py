@@ -1,4 +1,4 @@
-"""Where the formula is known to be wrong, and by how much, measured beside the trace."""
+"""Where the formula is known to be wrong, and by how much, measured beside the trace or a GPU."""
 
 from training.config import TrainingConfig
 from training.models import encoder_decoder
@@ -7,13 +7,15 @@ from training.models import encoder_decoder
 def describe_doubts(config: TrainingConfig) -> str:
     """What to bear in mind about a prediction, a line; empty where it is within 1 %."""
     shape = config.model.config
-    if not isinstance(shape, encoder_decoder.Config):
-        return ""
-    doubts = [
-        *_of_dropout(shape),
-        *_of_relative_positions(shape, config.engine.activation_checkpointing),
-        *_of_a_shared_head(shape, getattr(config.task.config, "chunk_tokens", 0)),
-    ]
+    doubts = []
+    if config.engine.compile == "deepcompile":
+        doubts += ["16 %, for DeepCompile, which keeps weights gathered by a plan of its own"]
+    if isinstance(shape, encoder_decoder.Config):
+        doubts += [
+            *_of_dropout(shape),
+            *_of_relative_positions(shape, config.engine.activation_checkpointing),
+            *_of_a_shared_head(shape, getattr(config.task.config, "chunk_tokens", 0)),
+        ]
     if not doubts:
         return ""
     return f"Too low by up to: {'; '.join(doubts)}. --probe measures this device, a run logs both."

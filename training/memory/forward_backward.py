@@ -49,6 +49,7 @@ def run_forward_backward(
         width=WIDTHS[engine.precision],
         autocast=engine.zero_stage == 0 and engine.precision != "fp32",
         device=device,
+        compiled=engine.compile == "blocks",
         on_gradient=on_gradient,
     )
     ledger.go_to("forward", "start of a micro batch")

@@ -113,7 +113,9 @@ class Block:
             raised = linear(tape, x, self.ups[0], num_in=shape.d_model)
             raised = activation(tape, raised)
         else:
-            gate = activation(tape, linear(tape, x, self.ups[0], num_in=shape.d_model))
+            gate = linear(tape, x, self.ups[0], num_in=shape.d_model)
+            # Compiled, the activation of the gate is computed again from the gate.
+            gate = gate if tape.compiled else activation(tape, gate)
             raised = linear(tape, x, self.ups[1], num_in=shape.d_model)
             raised = multiply(tape, gate, raised)
             del gate

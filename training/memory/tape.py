@@ -84,9 +84,12 @@ class Tape:
         width: int,
         autocast: bool = False,
         device: str = "cuda",
+        compiled: bool = False,
         on_gradient: Callable[[Weight, Buffer], None] | None = None,
     ) -> None:
         """`width` is of matrix products, bytes; under autocast weights have 4, else the same.
+
+        Of compiled blocks and losses a few operations keep less.
 
         `on_gradient` takes a weight's gradient when it is whole; without it the gradient stays.
         """
@@ -95,6 +98,7 @@ class Tape:
         self.weight_width = 4 if autocast else width
         self.autocast = autocast
         self.device = device
+        self.compiled = compiled
         self.on_gradient = on_gradient or self._keep
         self.where = ""
         self.kind = ACTIVATIONS

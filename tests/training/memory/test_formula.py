@@ -110,6 +110,11 @@ def test_what_the_formula_is_wrong_about_is_told(config_of, name):
     assert told in describe_doubts(config)
 
 
+def test_deepcompile_is_doubted(config_of):
+    options = "engine.zero_stage=3 engine.compile=deepcompile"
+    assert "16 %, for DeepCompile" in describe_doubts(config_of("gpt", f"{SMALL} {options}"))
+
+
 def test_what_is_within_a_percent_is_not_doubted(config_of):
     assert describe_doubts(config_of("gpt", f"{SMALL} model.dropout=0.1")) == ""
     sizes = SMALL.replace("512", "568")

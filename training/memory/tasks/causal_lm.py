@@ -22,13 +22,12 @@ def loss(tape: Tape, model: Any, config: Any, *, keeping: Callable[[int], str]) 
         masked=config.task.config.mask_documents,
         keeping=keeping,
     )
-    return chunked(tape, model, features, config)
+    return chunked(tape, model, features, config.task.config.chunk_tokens)
 
 
-def chunked(tape: Tape, model: Any, features: Value, config: Any) -> Value:
+def chunked(tape: Tape, model: Any, features: Value, chunk_tokens: int) -> Value:
     """The loss of features, in as many chunks as it takes."""
-    chunk_tokens: int = config.task.config.chunk_tokens
-    of_logits = compiled_cross_entropy if config.engine.compile == "blocks" else cross_entropy
+    of_logits = compiled_cross_entropy if tape.compiled else cross_entropy
     d_model = model.config.d_model
     num_tokens = features.numel // d_model
 

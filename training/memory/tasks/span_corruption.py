@@ -28,4 +28,4 @@ def loss(tape: Tape, model: Any, config: Any, *, keeping: Callable[[int], str]) 
         masked=config.task.config.mask_documents,
         keeping=keeping,
     )
-    return chunked(tape, model, features, config)
+    return chunked(tape, model, features, config.task.config.chunk_tokens)
