@@ -32,6 +32,8 @@ from pipeline.publish import Building, already_published, publish
 from pipeline.runner import Engine, StageError, run_beam, uses_local_runner
 from pipeline.shards import ShardSettings
 from pipeline.space import check_free_space, full_disk_advice
+from pipeline.split import marked_schema
+from pipeline.stage_seconds import add_seconds
 from pipeline.stages import BuildShards, spread_order
 from pipeline.work import FOLDER, WorkFolder
 from pipeline.worker_versions import are_elsewhere, check_workers
@@ -124,6 +126,7 @@ def _run(
     """Whatever is not finished yet."""
     work, compare = terms.work, kind.compare(terms.work, len(portions))
     fingerprints = portion_fingerprints(config, portions, terms.placement, kind.fingerprint)
+    schema = marked_schema(kind.schema, config.split.validation_paths)
     unfinished = _unfinished(portions, fingerprints, work, spills=engine.spills)
     ordered = spread_order(unfinished, engine.num_workers)
 
@@ -131,14 +134,15 @@ def _run(
         _ = (
             pipeline
             | "EncodedDocuments" >> kind.encoded(listing, work)
-            | "BuildShards" >> BuildShards(listing, terms, settings, engine.spills, compare)
+            | "BuildShards" >> BuildShards(listing, terms, settings, schema, engine.spills, compare)
         )
 
     with (
         ProgressDisplay(work, unfinished, "reading"),
         listing_of(work, ordered, fingerprints) as listing,
     ):
-        run_beam(partial(construct, listing=listing), engine, work.error_log)
+        found = run_beam(partial(construct, listing=listing), engine, work.error_log)
+    add_seconds(work, found)
 
 
 def _prepare(

@@ -33,6 +33,14 @@ def key_halves(keys: pa.Array) -> npt.NDArray[np.uint64]:
     return np.frombuffer(raw, ">u8").astype(np.uint64).reshape(-1, 2)
 
 
+def key_bytes(keys: pa.Array) -> npt.NDArray[np.bytes_]:
+    """Keys as they lie in memory, to compare and to search: in numpy's order as in Arrow's."""
+    if not len(keys):
+        return np.empty(0, f"S{KEY_BYTES}")
+    raw = memoryview(keys.buffers()[1])[keys.offset * KEY_BYTES :]
+    return np.frombuffer(raw, f"S{KEY_BYTES}", len(keys))
+
+
 def splitmix64(values: Hashes) -> Hashes:
     """One step of splitmix64: a bijection of 64-bit integers that spreads every bit."""
     mixed = values + np.uint64(0x9E3779B97F4A7C15)

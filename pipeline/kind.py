@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import apache_beam as beam
+import pyarrow as pa
 
 from pipeline.decide import Decision
 from pipeline.shards import SampleCutter
@@ -19,6 +20,11 @@ class Kind(Protocol):
     @property
     def fingerprint(self) -> str:
         """Of what the samples depend on beside config and corpus: the tokenizer, say."""
+        ...
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of encoded documents."""
         ...
 
     @property

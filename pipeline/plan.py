@@ -64,6 +64,24 @@ def partitions(hashes: npt.NDArray[np.uint64], bits: int) -> npt.NDArray[np.int6
     return (hashes >> np.uint64(64 - bits)).astype(np.int64)
 
 
+def filled_cells(
+    histogram: Histogram,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """What of a histogram is not 0: flat indices and weights; a portion fills few of 2 x 65,536."""
+    flat = histogram.reshape(-1)
+    filled = np.flatnonzero(flat).astype(np.int32)
+    return filled, flat[filled]
+
+
+def whole_histogram(
+    filled: npt.NDArray[np.int32], weights: npt.NDArray[np.int64], bits: int
+) -> Histogram:
+    """The histogram that has these cells."""
+    flat = np.zeros(2 * 2**bits, np.int64)
+    flat[filled] = weights
+    return flat.reshape(2, -1)
+
+
 def plan_shards(
     histogram: Histogram,
     *,

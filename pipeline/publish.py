@@ -134,6 +134,7 @@ def _write_beside(
         corpus_files=len({file.url for portion in building.portions for file in portion.files}),
         corpus_bytes=sum(portion.bytes for portion in building.portions),
         seconds=time.monotonic() - building.started,
+        stage_seconds=read_json(building.work.seconds) or {},
     )
     write_report({**report, **building.kind.report_fields(building.work)}, staged)
 

@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def build_report(
     corpus_files: int,
     corpus_bytes: int,
     seconds: float,
+    stage_seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """The report as a tree: what came in, what each stage did, what came out."""
     tallies = add_tallies([*decision.tallies, *(one for row in rows for one in row.duplicates)])
@@ -51,6 +52,7 @@ def build_report(
         "kind": kind,
         "request": request,
         "seconds": round(seconds, 1),
+        "stage_seconds": {stage: round(took, 2) for stage, took in stage_seconds.items()},
         "corpus": {"files": corpus_files, "bytes": corpus_bytes},
         "funnel": _funnel(decision, rows),
         "rejects": [tally_row(one) for one in tallies],
@@ -110,6 +112,8 @@ def _render(report: dict[str, Any]) -> list[Table | str]:
     if found := report.get("near_duplicates"):
         told = f"{found['clusters']:,} clusters of {found['images']:,} images that look the same"
         parts.append(f"{told}, one of each stays")
+    if took := report.get("stage_seconds"):
+        parts.append(_seconds_table(took, report["corpus"]["bytes"] / 1e6))
     rate = report["corpus"]["bytes"] / 1e6 / max(report["seconds"], 0.1)
     parts.append(f"{report['seconds']:,.1f} s, {rate:.1f} MB/s of corpus")
     return parts
@@ -172,6 +176,18 @@ def _funnel_table(funnel: list[dict[str, Any]]) -> Table:
             f"{row['bytes_in'] / 1e6:,.1f}",
             f"{row['bytes_out'] / 1e6:,.1f}",
         )
+    return table
+
+
+def _seconds_table(took: Mapping[str, float], megabytes: float) -> Table:
+    """Of all workers together; a stage of less than a tenth is not worth a line."""
+    table = Table(title="Time of stages, all workers", title_justify="left")
+    table.add_column("stage")
+    for name in ("seconds", "MB/s of corpus"):
+        table.add_column(name, justify="right")
+    for stage, seconds in took.items():
+        if seconds >= 0.1:
+            table.add_row(Text(stage), f"{seconds:,.1f}", f"{megabytes / seconds:,.1f}")
     return table
 
 

@@ -29,6 +29,7 @@ def render_html(report: dict[str, Any]) -> str:
         f"<p>{escape(intro)}</p>",
         "<h2>Funnel</h2>",
         _funnel(report["funnel"]),
+        *_seconds(report.get("stage_seconds")),
         "<h2>Splits</h2>",
         _columns(
             {"split": "split", documents: "documents"},
@@ -64,6 +65,20 @@ def _funnel(rows: Sequence[dict[str, Any]]) -> str:
     )
     names = ("stage", "records in", "records out", "bytes in", "bytes out", "bytes left")
     return f"<table>{_head(names)}{cells}</table>"
+
+
+def _seconds(took: dict[str, float] | None) -> list[str]:
+    """What each stage took, of all workers together."""
+    if not took:
+        return []
+    largest = max(took.values())
+    cells = "".join(
+        f"<tr>{_cell(stage)}<td class=number>{seconds:,.1f}</td>"
+        f"<td>{_bar(seconds / largest)}</td></tr>"
+        for stage, seconds in took.items()
+    )
+    head = _head(("stage", "seconds", ""))
+    return ["<h2>Time of stages, all workers</h2>", f"<table>{head}{cells}</table>"]
 
 
 def _lengths(lengths: Sequence[int], unit: str, documents: str) -> str:

@@ -21,11 +21,13 @@ import apache_beam as beam
 import grpc  # type: ignore[import-untyped]
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.portability.fn_api_runner.fn_runner import RunnerResult
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from configs.redact import redact
 from pipeline.engine_flags import read_flag
 from pipeline.refused import RefusedError
+from pipeline.stage_seconds import stage_seconds
 
 THREAD_VARIABLES = ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "POLARS_MAX_THREADS")
 GRACE_SECONDS = 10.0
@@ -64,8 +66,10 @@ def uses_local_runner(flags: Sequence[str]) -> bool:
     return named is None or named in LOCAL_RUNNERS
 
 
-def run_beam(construct: Callable[[beam.Pipeline], None], engine: Engine, error_log: Path) -> None:
-    """Construct a Beam pipeline and run it to its end.
+def run_beam(
+    construct: Callable[[beam.Pipeline], None], engine: Engine, error_log: Path
+) -> dict[str, float]:
+    """Construct a Beam pipeline and run it to its end; returns seconds by stage, where it can.
 
     Raises:
         StageError: a stage failed; the traceback is in `error_log`.
@@ -80,7 +84,8 @@ def run_beam(construct: Callable[[beam.Pipeline], None], engine: Engine, error_l
     watch = _Watch(error_log)
     try:
         with _one_thread_each(engine.num_workers), watch:
-            pipeline.run().wait_until_finish()
+            result = pipeline.run()
+            result.wait_until_finish()
     # whatever a worker raised, as Beam likes it
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
         if watch.interrupted or (isinstance(error, KeyboardInterrupt) and not watch.died):
@@ -90,6 +95,7 @@ def run_beam(construct: Callable[[beam.Pipeline], None], engine: Engine, error_l
             raise RefusedError(message) from None
         watch.write_log(traceback.format_exc())
         raise StageError(DEATH if watch.died else one_line(error)) from None
+    return stage_seconds(result.monitoring_infos()) if isinstance(result, RunnerResult) else {}
 
 
 class _Watch:

@@ -18,7 +18,14 @@ from pipeline.copies import without_payload
 from pipeline.hashes import shuffle_hashes
 from pipeline.plan import PlannedShard, ShardPlan, partitions
 from pipeline.portions import Placement, PortionSums
-from pipeline.spills import SpilledDocuments, placed_documents, write_spill
+from pipeline.spills import (
+    Row,
+    ShuffledDocuments,
+    SpilledDocuments,
+    as_rows,
+    placed_documents,
+    write_spill,
+)
 from pipeline.split import MARK, SPLITS, TRAIN, validation_mask
 from pipeline.work import WorkFolder
 
@@ -40,6 +47,8 @@ class GroupByShard(beam.PTransform):  # type: ignore[misc]
     """Of a portion, by its index."""
     make_plan: Any
     """Callable without arguments: the plan, from the completion records in the work folder."""
+    schema: pa.Schema
+    """Of the encoded documents."""
     spills: bool
     """Payload through spill files instead of Beam's GroupByKey."""
     compare: beam.PTransform | None = None
@@ -168,8 +177,13 @@ def _group_by_key(batches: beam.PCollection, stage: GroupByShard) -> beam.PColle
         batches
         | "CutByShard" >> beam.FlatMap(cut_by_shard, plan, stage.placement)
         | "GroupShards" >> beam.GroupByKey()
-        | "NameShards" >> beam.Map(lambda group, plan: (plan.shards[group[0]], group[1]), plan)
+        | "NameShards" >> beam.Map(_shuffled, plan, stage.schema)
     )
+
+
+def _shuffled(group: tuple[int, Iterable[Row]], plan: ShardPlan, schema: pa.Schema) -> Grouped:
+    shard, rows = group
+    return plan.shards[shard], ShuffledDocuments(rows, schema)
 
 
 def _without_payload(batch: Batch, placement: Placement) -> tuple[int, PortionSums]:
@@ -192,10 +206,8 @@ def _finish(
     return portion
 
 
-def cut_by_shard(
-    batch: Batch, plan: ShardPlan, placement: Placement
-) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The documents of a batch in pieces, with the index of the shard that each belongs to."""
+def cut_by_shard(batch: Batch, plan: ShardPlan, placement: Placement) -> Iterator[tuple[int, Row]]:
+    """The documents of a batch, each with the index of the shard that it belongs to."""
     documents = batch.documents
     hashes = shuffle_hashes(documents.column("key"), placement.shuffle_seed)
     validation = validation_mask(
@@ -207,7 +219,7 @@ def cut_by_shard(
     for split, mask in zip(SPLITS, (train, validation), strict=True):
         owned = [i for i, shard in enumerate(plan.shards) if shard.split == split]
         stops = np.array([plan.shards[i].stop for i in owned], np.int64)
-        owner = np.searchsorted(stops, where, side="right")
-        for local in np.unique(owner[mask]).tolist():
-            piece = placed.filter(pa.array(mask & (owner == local)))
-            yield owned[local], without_payload(piece) if split == TRAIN else piece
+        owners = np.searchsorted(stops, where[mask], side="right").tolist()
+        chosen = placed.filter(pa.array(mask))
+        rows = as_rows(without_payload(chosen) if split == TRAIN else chosen)
+        yield from zip((owned[owner] for owner in owners), rows, strict=True)

@@ -1,4 +1,4 @@
-"""Encoded documents on their way to shards, and the sorted spill files that hold them locally.
+"""Encoded documents on their way to shards: as rows in an engine's shuffle, in spill files locally.
 
 A spill file is one Arrow record batch in the order of the shuffle hash, mapped into memory and cut
 by binary search: a shard touches only its own pages.
@@ -6,9 +6,11 @@ by binary search: a shard touches only its own pages.
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +19,29 @@ from pipeline.batch import Batch
 from pipeline.hashes import Hashes
 from pipeline.machine import writing
 
+Row = tuple[Any, ...]
+"""A document as plain values: of many shards each batch has about one document for each, which as a
+record batch would be 890 bytes larger and take 0.25 ms of coding."""
+ROWS_AT_ONCE = 1024
+
 _HASH = pa.field("hash", pa.uint64())
+
+
+@dataclass(frozen=True, slots=True)
+class ShuffledDocuments:
+    """The documents of a shard as an engine's shuffle brings them."""
+
+    rows: Iterable[Row]
+    """Of them all, in any order."""
+    schema: pa.Schema
+    """Of encoded documents."""
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        schema, left = self.schema.insert(0, _HASH), iter(self.rows)
+        while rows := list(islice(left, ROWS_AT_ONCE)):
+            columns = zip(zip(*rows, strict=True), schema, strict=True)
+            arrays = [pa.array(cells, field.type) for cells, field in columns]
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +68,11 @@ def placed_documents(batch: Batch, hashes: Hashes) -> pa.RecordBatch:
     """The encoded documents of a batch behind a column `hash`, their place in the shuffle order."""
     columns = [pa.array(hashes), *batch.documents.columns]
     return pa.RecordBatch.from_arrays(columns, schema=batch.documents.schema.insert(0, _HASH))
+
+
+def as_rows(placed: pa.RecordBatch) -> Iterator[Row]:
+    """Placed documents as rows."""
+    return zip(*(column.to_pylist() for column in placed.columns), strict=True)
 
 
 def write_spill(path: Path, documents: pa.RecordBatch) -> None:

@@ -112,6 +112,11 @@ def mark_validation(batch: Batch, paths: tuple[str, ...]) -> Batch:
     return replace(batch, documents=documents.append_column(MARK, mask))
 
 
+def marked_schema(schema: pa.Schema, paths: tuple[str, ...]) -> pa.Schema:
+    """The schema of rows that `carry_mark` makes, by the globs of the split."""
+    return schema.append(pa.field(MARK, pa.bool_())) if paths else schema
+
+
 def carry_mark(documents: pa.RecordBatch, rows: pa.RecordBatch) -> pa.RecordBatch:
     """The rows made of documents, with their mark where they have one."""
     if MARK not in documents.schema.names:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import apache_beam as beam
+import pyarrow as pa
 
 from pipeline.config import TextPipelineConfig
 from pipeline.corpus import Portion
@@ -85,6 +86,8 @@ class BuildShards(beam.PTransform):  # type: ignore[misc]
     """Of the plan of the shards."""
     settings: ShardSettings
     """What decides the bytes of a shard."""
+    schema: pa.Schema
+    """Of the encoded documents."""
     spills: bool
     """Payload through spill files instead of Beam's GroupByKey."""
     compare: beam.PTransform | None
@@ -99,6 +102,7 @@ class BuildShards(beam.PTransform):  # type: ignore[misc]
                 placement=self.terms.placement,
                 fingerprint=partial(read_fingerprint, self.listing),
                 make_plan=partial(make_plan, self.terms),
+                schema=self.schema,
                 spills=self.spills,
                 compare=self.compare,
             )

@@ -7,7 +7,9 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
+import pyarrow as pa
 
+from pipeline.batch import ENCODED
 from pipeline.blocks import TokenBlocks
 from pipeline.config import TextPipelineConfig
 from pipeline.corpus import Portion
@@ -44,6 +46,11 @@ class TextKind:
     def fingerprint(self) -> str:
         """The tokenizer's."""
         return self.tokenizer.sha256
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Tokens."""
+        return ENCODED
 
     @property
     def cutter(self) -> TokenBlocks:

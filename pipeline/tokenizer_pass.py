@@ -1,6 +1,7 @@
 """The tokenizer of a build: loaded, or made from the corpus in a first pass; proven before use."""
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.manifest import Tokenizer
 from pipeline.read import read_portion
 from pipeline.runner import Engine, run_beam
 from pipeline.sample import CollectCharacters, SampleDocuments
+from pipeline.stage_seconds import add_seconds
 from pipeline.stages import ReadDocuments, spread_order
 from pipeline.tokenizer import (
     characters_tokenizer,
@@ -86,7 +88,10 @@ def _from_corpus(
     if named.kind == "characters":
         return characters_tokenizer(kept, end_of_document=named.end_of_document)
     assert named.vocab_size is not None
-    return train_tokenizer(kept, vocab_size=named.vocab_size, end_of_document=named.end_of_document)
+    started = time.monotonic()
+    text = train_tokenizer(kept, vocab_size=named.vocab_size, end_of_document=named.end_of_document)
+    add_seconds(work, {"TrainTokenizer": time.monotonic() - started})
+    return text
 
 
 def _read(
@@ -105,13 +110,14 @@ def _read(
 
     def construct(pipeline: beam.Pipeline, listing: str) -> None:
         documents = pipeline | "ReadDocuments" >> ReadDocuments(config, listing, work)
-        sample = documents | "Collect" >> collect
+        sample = documents | "CollectSample" >> collect
         _ = sample | "KeepSample" >> beam.Map(_keep, str(paths[0]))
         emptiness = documents | "SumFunnel" >> SumFunnel() | "Explain" >> beam.Map(_explain)
         _ = emptiness | "KeepEmptiness" >> beam.Map(_keep, str(paths[1]))
 
     with listing_of(work, ordered) as listing:
-        run_beam(partial(construct, listing=listing), engine, work.error_log)
+        found = run_beam(partial(construct, listing=listing), engine, work.error_log)
+    add_seconds(work, found)
     sample, emptiness = (read_json(path) for path in paths)
     for path in paths:
         path.unlink()

@@ -83,6 +83,11 @@ class WorkFolder:
         return self.root / "leaks.json"
 
     @property
+    def seconds(self) -> Path:
+        """What each stage took so far."""
+        return self.root / "seconds.json"
+
+    @property
     def error_log(self) -> Path:
         """The traceback of the last failure."""
         return self.root / "error.log"

@@ -19,7 +19,7 @@ from pipeline.runner import StageError
 ELEMENTS = 256
 """So many that each of tens of workers gets some."""
 
-Run = Callable[[Callable[[beam.Pipeline], None]], None]
+Run = Callable[[Callable[[beam.Pipeline], None]], object]
 
 
 def are_elsewhere(flags: tuple[str, ...]) -> bool:

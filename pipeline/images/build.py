@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import pyarrow as pa
 
 from pipeline.decide import Decision
 from pipeline.fingerprints import resources_fingerprint
 from pipeline.images.config import ImagePipelineConfig
 from pipeline.images.encode import EXTENSIONS
 from pipeline.images.near_duplicates import FindNearDuplicates
+from pipeline.images.rows import ENCODED_IMAGES
 from pipeline.images.samples import ImageSamples
 from pipeline.images.stages import EncodedImages
 from pipeline.work import WorkFolder, read_json
@@ -27,6 +29,11 @@ class ImageKind:
     def fingerprint(self) -> str:
         """Of the names of classes, where a file has them."""
         return resources_fingerprint(self.config)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Encoded images with what their corpus says of them."""
+        return ENCODED_IMAGES
 
     @property
     def cutter(self) -> ImageSamples:

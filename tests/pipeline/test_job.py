@@ -66,7 +66,9 @@ def job(tmp_path):
         compare = prepared.compare(work, num_portions)
         with listing_of(work, portions) as listing:
             encoded = pipeline | "EncodedDocuments" >> prepared.encoded(listing, work)
-            _ = encoded | "BuildShards" >> BuildShards(listing, terms, settings, spills, compare)
+            _ = encoded | "BuildShards" >> BuildShards(
+                listing, terms, settings, prepared.schema, spills, compare
+            )
         return pipeline.to_runner_api()
 
     return make

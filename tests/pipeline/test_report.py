@@ -11,6 +11,7 @@ REPORT = {
     "kind": "text",
     "request": "r",
     "seconds": 2.0,
+    "stage_seconds": {"ReadCorpus": 1.5, "SpreadShards": 0.01},
     "corpus": {"files": 2, "bytes": 3_000_000},
     "funnel": [
         {"stage": "read", "records_in": 12345, "bytes_in": 100, "records_out": 9, "bytes_out": 50},
@@ -90,6 +91,7 @@ def test_files_and_the_verb(tmp_path, capsys):
     out = capsys.readouterr().out
     for part in ("read", "12,345", "quality", "train: 1 documents, 7 tokens", "1.5 MB/s"):
         assert part in out
+    assert out.split().count("ReadCorpus") == 1 and "SpreadShards" not in out
 
 
 def test_no_report(tmp_path):

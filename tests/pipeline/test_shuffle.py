@@ -1,5 +1,7 @@
 """Grouping by shard: both ways bring the same documents to the same shard."""
 
+import pickle
+
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
@@ -10,7 +12,7 @@ from pipeline.batch import ENCODED, REJECTS, Batch, Count
 from pipeline.plan import plan_shards
 from pipeline.portions import PortionSums, place, read_record
 from pipeline.shuffle import GroupByShard, _SpillPortion, cut_by_shard
-from pipeline.spills import SpilledDocuments
+from pipeline.spills import ShuffledDocuments, SpilledDocuments, as_rows, placed_documents
 from pipeline.split import SplitConfig, validation_mask
 from pipeline.work import WorkFolder
 
@@ -74,6 +76,7 @@ def group(work, *, spills):
                 placement=PLACEMENT,
                 fingerprint="print {}".format,
                 make_plan=lambda: plan_of(work),
+                schema=ENCODED,
                 spills=spills,
             )
             | beam.MapTuple(
@@ -163,9 +166,39 @@ def test_cut_by_shard_agrees_with_the_plan(work):
     )
     tokens = [0] * len(plan.shards)
     for one in BATCHES:
-        for index, piece in cut_by_shard(one, plan, PLACEMENT):
-            tokens[index] += sum(len(value) // 2 for value in piece.column("payload").to_pylist())
+        for index, row in cut_by_shard(one, plan, PLACEMENT):
+            tokens[index] += len(row[-1]) // 2
     assert tokens == [shard.weight for shard in plan.shards]
+
+
+def test_rows_of_a_shuffle_become_documents_again():
+    placed = placed_documents(BATCHES[0], np.arange(50, dtype=np.uint64))
+    rows = list(as_rows(placed))
+    assert rows[3] == (
+        3,
+        "0.jsonl",
+        3,
+        xxhash.xxh3_128_digest(b"one 3"),
+        5,
+        6,
+        b"o\0n\0e\0 \0003\0\0\0",
+    )
+    (back,) = ShuffledDocuments(rows, ENCODED)
+    assert back.equals(placed)
+    many = list(ShuffledDocuments(rows * 41, ENCODED))
+    assert [piece.num_rows for piece in many] == [1024, 1024, 2]
+    assert list(ShuffledDocuments([], ENCODED)) == []
+
+
+def test_sums_of_a_batch_travel_without_empty_cells():
+    wide = place(SplitConfig(fraction=0.3), shuffle_seed=7, partition_bits=16)
+    sums = PortionSums(wide)
+    sums.add(BATCHES[0])
+    packed = pickle.dumps(sums)
+    assert len(packed) < 5000
+    back = pickle.loads(packed)
+    assert (back.histogram == sums.histogram).all() and back.histogram.shape == (2, 2**16)
+    assert (back.placement, back.counts, back.classes) == (wide, sums.counts, set())
 
 
 def test_sums_of_a_portion_do_not_depend_on_the_order_of_batches(work):
