@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,9 +105,10 @@ def _of_dataset(dataset_dir: str, manifest: Manifest) -> Iterator[Listed]:
         for number in range(len(reader.table)):
             reader.expect(range(number, min(number + 8, len(reader.table))))
             chunk = reader.get([number])[number]
+            encoded = chunk.encoded(np.arange(len(chunk)))
             for row, of_class in enumerate(chunk.classes.tolist()):
                 name = None if of_class == NO_CLASS else manifest.classes[of_class]
-                yield Listed(chunk.key(row), split, name, chunk.encoded(row))
+                yield Listed(chunk.key(row), split, name, encoded[row])
         reader.close()
 
 

@@ -2,7 +2,10 @@
 
 import math
 
-from training.augment.draws import Draws
+import numpy as np
+
+from training.augment.draws import BatchDraws, Draws
+from training.data.order import Ints
 
 Box = tuple[float, float, float, float]
 
@@ -43,9 +46,10 @@ def center_box(width: int, height: int, ratio: float) -> Box:
     return _central(width, height, side, side)
 
 
-def padded_offset(padding: int, draws: Draws) -> tuple[int, int]:
-    """How far a crop with padding moves right and down: -padding to padding each."""
-    return draws.below(2 * padding + 1) - padding, draws.below(2 * padding + 1) - padding
+def padded_offsets(padding: int, draws: BatchDraws) -> Ints:
+    """How far crops with padding move right and down, (samples, 2): -padding to padding each."""
+    right, down = draws.below(2 * padding + 1), draws.below(2 * padding + 1)
+    return np.stack((right, down), axis=1) - padding
 
 
 def _central(width: int, height: int, across: float, down: float) -> Box:

@@ -59,6 +59,30 @@ class Draws:
         return noise.view(np.uint8)[: height * width * 3].reshape(height, width, 3)
 
 
+class BatchDraws:
+    """The numbers of many samples for one purpose: of each, those that `Draws` gives, (samples)."""
+
+    def __init__(self, keys: Keys, purpose: Purpose) -> None:
+        of_purpose = keys ^ np.uint64((purpose + 1) * GAMMA & MASK)
+        self._states = splitmix64(of_purpose - np.uint64(GAMMA))  # which adds it, as `bits` wants
+
+    def bits(self) -> Keys:
+        """64 bits each."""
+        bits = splitmix64(self._states)
+        self._states += np.uint64(GAMMA)
+        return bits
+
+    def below(self, stop: int) -> Ints:
+        """Whole numbers in [0, stop), `stop` below 2^32."""
+        bits, low = self.bits(), np.uint64(32)
+        carried = ((bits & np.uint64(2**32 - 1)) * np.uint64(stop)) >> low
+        return (((bits >> low) * np.uint64(stop) + carried) >> low).astype(np.int64)
+
+    def chance(self, probability: float) -> npt.NDArray[np.bool_]:
+        """True with this probability."""
+        return (self.bits() >> np.uint64(11)).astype(np.float64) * 2.0**-53 < probability
+
+
 def sample_keys(seed: int, positions: Ints) -> Keys:
     """The key of each sample, which all its draws derive from; one hash, then one mix a sample."""
     digest = hashlib.sha256(f"millrace augment 1\n{seed}".encode()).digest()

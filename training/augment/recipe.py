@@ -4,20 +4,24 @@ A pure function of the bytes, the recipe and the key of the sample; runs in load
 need neither torch nor a config library.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from training.augment.crop import center_box, padded_offset, random_box
-from training.augment.draws import Draws, Purpose
+from training.augment.crop import Box, center_box, padded_offsets, random_box
+from training.augment.draws import BatchDraws, Draws, Purpose
 from training.augment.erasing import erase
 from training.augment.policies import auto_augment_cifar10, rand_augment
 from training.augment.stored import Stored, open_stored, resized
 
 Pixels = npt.NDArray[np.uint8]
+Window = tuple[slice | int, ...]
+"""Rows, columns and, if one alone, a colour."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,40 +62,71 @@ def render(encoded: bytes | memoryview, recipe: Recipe, key: int) -> Pixels:
     Raises:
         Exception: whatever decoders raise for damaged bytes.
     """
-    stored = open_stored(encoded, of_dataset=recipe.of_dataset)
-    pixels = _square(stored, recipe, Draws(key, Purpose.CROP))
-    if recipe.horizontal_flip and Draws(key, Purpose.FLIP).chance(recipe.horizontal_flip):
-        pixels = pixels[:, ::-1]
-    if recipe.policy != "none":
-        pixels = np.asarray(_follow_policy(PIL.Image.fromarray(pixels), recipe, key))
-    if recipe.erasing:
-        draws = Draws(key, Purpose.ERASING)
-        if draws.chance(recipe.erasing):
-            pixels = pixels.copy()
-            erase(pixels, draws)
+    pixels = np.empty((recipe.size, recipe.size, 3), np.uint8)
+    Renderer(recipe, [key]).render(0, encoded, pixels)
     return pixels
 
 
-def _square(stored: Stored, recipe: Recipe, draws: Draws) -> Pixels:
+class Renderer:
+    """Follows a recipe for some images; what can be is drawn for all at once.
+
+    Of an image of CIFAR-10 numbers drawn one by one took 3 us, its decoding takes 11.
+    """
+
+    def __init__(self, recipe: Recipe, keys: Sequence[int]) -> None:
+        self.recipe = recipe
+        self.keys = keys
+        own = np.array(keys, np.uint64)
+        offsets = padded_offsets(recipe.padding, BatchDraws(own, Purpose.CROP))
+        offsets *= recipe.crop == "random_padded"
+        self._offsets = [(right, down) for right, down in offsets.tolist()]
+        self._flips = BatchDraws(own, Purpose.FLIP).chance(recipe.horizontal_flip).tolist()
+
+    def render(self, number: int, encoded: bytes | memoryview, pixels: Pixels) -> None:
+        """Fill pixels (size, size, 3) with what becomes of the image with this number.
+
+        Raises:
+            Exception: whatever decoders raise for damaged bytes.
+        """
+        recipe, key = self.recipe, self.keys[number]
+        stored = open_stored(encoded, of_dataset=recipe.of_dataset)
+        square = resized(stored, _box(stored, recipe, key), recipe.size)
+        _place(square, pixels, self._offsets[number], flips=self._flips[number])
+        if recipe.policy != "none":
+            pixels[:] = np.asarray(_follow_policy(PIL.Image.fromarray(pixels), recipe, key))
+        if recipe.erasing:
+            draws = Draws(key, Purpose.ERASING)
+            if draws.chance(recipe.erasing):
+                erase(pixels, draws)
+
+
+def _box(stored: Stored, recipe: Recipe, key: int) -> Box:
     width, height = stored.size
     if recipe.crop == "random_resized":
-        box = random_box(
-            width, height, draws, area=recipe.area, max_aspect_ratio=recipe.max_aspect_ratio
-        )
-        return resized(stored, box, recipe.size)
-    if recipe.crop == "center":
-        return resized(stored, center_box(width, height, recipe.crop_ratio), recipe.size)
-    square = resized(stored, center_box(width, height, 1.0), recipe.size)
-    return _shifted(square, *padded_offset(recipe.padding, draws))
+        draws = Draws(key, Purpose.CROP)
+        area, bound = recipe.area, recipe.max_aspect_ratio
+        return random_box(width, height, draws, area=area, max_aspect_ratio=bound)
+    return center_box(width, height, recipe.crop_ratio if recipe.crop == "center" else 1.0)
 
 
-def _shifted(pixels: Pixels, right: int, down: int) -> Pixels:
-    """What a window over the square shows that is moved right and down; black outside."""
-    size = len(pixels)
-    shown = np.zeros_like(pixels)
-    (to_y, from_y), (to_x, from_x) = (_overlap(size, by) for by in (down, right))
-    shown[to_y, to_x] = pixels[from_y, from_x]
-    return shown
+def _place(square: Pixels, shown: Pixels, offset: tuple[int, int], *, flips: bool) -> None:
+    """What a window over the square shows that is moved right and down, black outside; flipped."""
+    if offset != (0, 0):
+        shown[:] = 0
+    for to, source in _windows(len(shown), offset, flips=flips):
+        shown[to] = square[source]
+
+
+@lru_cache(maxsize=4096)
+def _windows(size: int, offset: tuple[int, int], *, flips: bool) -> list[tuple[Window, Window]]:
+    """Where pixels come to, and where from."""
+    (to_x, from_x), (to_y, from_y) = (_overlap(size, by) for by in offset)
+    if not flips:
+        return [((to_y, to_x), (from_y, from_x))]
+    to_x = slice(size - to_x.stop, size - to_x.start)
+    from_x = slice(from_x.stop - 1, from_x.start - 1 if from_x.start else None, -1)
+    # Numpy copies whole colours backwards in a sixth of the time of pixels.
+    return [((to_y, to_x, colour), (from_y, from_x, colour)) for colour in range(3)]
 
 
 def _overlap(size: int, by: int) -> tuple[slice, slice]:

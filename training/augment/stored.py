@@ -5,7 +5,7 @@ judges files with a fault.
 """
 
 import io
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +36,7 @@ _BICUBIC = ResizeAlg.convolution(FilterType.catmull_rom)
 _RESIZER = Resizer()
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """An image of which the header was read."""
 
     encoded: bytes | memoryview
@@ -70,6 +69,9 @@ def resized(stored: Stored, box: Box, side: int) -> Pixels:
     Raises:
         Exception: as `open_stored`.
     """
+    whole: Box = (0, 0, side, side)
+    if stored.size == (side, side) and box == whole:
+        return _decode(stored, 1)
     width, height = stored.size
     smallest = min(box[2] - box[0], box[3] - box[1])
     shrink = next((by for by in (8, 4, 2) if smallest >= by * REDUCING_GAP * side), 1)
@@ -94,18 +96,20 @@ def _size_of_jpeg(encoded: bytes | memoryview) -> tuple[int, int] | None:
 
 
 def _decode(stored: Stored, shrink: int) -> Pixels:
-    width, height = (-(-one // shrink) for one in stored.size)
+    width, height = stored.size
     if stored.opened is None:
-        least = {"min_height": height, "min_width": width} if shrink > 1 else {}
+        least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)}
         try:
-            pixels: Pixels = simplejpeg.decode_jpeg(stored.encoded, colorspace="RGB", **least)
+            pixels: Pixels = simplejpeg.decode_jpeg(
+                stored.encoded, colorspace="RGB", **(least if shrink > 1 else {})
+            )
         except ValueError:
             pass  # a fault; some Pillow puts up with
         else:
             return pixels
     image = stored.opened or _open(stored.encoded)
     if shrink > 1 and isinstance(image, JpegImageFile):
-        image.draft(image.mode, (stored.size[0] // shrink, stored.size[1] // shrink))
+        image.draft(image.mode, (width // shrink, height // shrink))
     image.load()
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 

@@ -10,12 +10,14 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import send_handle
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from training.augment.recipe import Recipe
+from training.data.shared_pixels import Segment, SharedPixels
 
 ROOT = Path(__file__).parent.parent.parent
 LONGEST_SECONDS = 60.0
@@ -24,6 +26,9 @@ BYTES_OF_A_JOB = 4 << 20
 """Pixels that a worker is asked for at once, at most: 27 images of 224 pixels, 1,365 of 32."""
 JOBS_OF_A_WORKER = 2
 """At least so many are made of the images, so that no worker waits long for the last one."""
+
+BUFFERS_OF_A_CALL = os.sysconf("SC_IOV_MAX")
+"""Images that are written in one."""
 
 Pixels = npt.NDArray[np.uint8]
 Faults = dict[int, str]
@@ -36,6 +41,7 @@ class Decoders:
     def __init__(self, recipe: Recipe, *, num_workers: int) -> None:
         self.recipe = recipe
         self._workers: list[_Worker | None] = [None] * num_workers
+        self._pixels = SharedPixels()
         self._finalizer = weakref.finalize(self, _stop, self._workers)
 
     def decode(
@@ -46,7 +52,7 @@ class Decoders:
         An image on which a worker dies or hangs is at fault; it costs no other one.
         """
         size = self.recipe.size
-        pixels = np.zeros((len(encoded), size, size, 3), np.uint8)
+        segment, pixels = self._pixels.take((len(encoded), size, size, 3))
         share = -(-len(encoded) // (JOBS_OF_A_WORKER * len(self._workers)))
         each = max(1, min(share, BYTES_OF_A_JOB // (3 * size * size)))
         numbers = range(len(encoded))
@@ -54,25 +60,28 @@ class Decoders:
         faults: Faults = {}
         busy: dict[Connection, tuple[int, _Job]] = {}
         while jobs or busy:
-            self._hand_out(jobs, busy, encoded, keys)
+            self._hand_out(jobs, busy, segment, encoded, keys)
             ready = wait(list(busy), timeout=LONGEST_SECONDS)
             for connection in [one for one in busy if not ready or one in ready]:
                 slot, job = busy.pop(connection)
                 worker = self._workers[slot]
                 assert worker is not None  # it has a job
-                if not ready or not job.receive(worker, pixels, faults):
+                if not ready or not job.receive(worker, faults):
                     self._bury(slot)
+                    pixels[job.numbers] = 0  # what the worker may have left there
                     jobs.extendleft(job.split(faults))
         return pixels, faults
 
     def close(self) -> None:
         """End the processes."""
         self._finalizer()
+        self._pixels.close()
 
     def _hand_out(
         self,
         jobs: "deque[_Job]",
         busy: "dict[Connection, tuple[int, _Job]]",
+        segment: Segment,
         encoded: Sequence[bytes | memoryview],
         keys: Sequence[int],
     ) -> None:
@@ -85,7 +94,9 @@ class Decoders:
             worker = self._workers[slot] = self._workers[slot] or _Worker()
             busy[worker.connection] = (slot, job)
             images = [encoded[number] for number in job.numbers]
-            worker.send(images, [keys[number] for number in job.numbers], self.recipe)
+            own = [keys[number] for number in job.numbers]
+            offset = 3 * self.recipe.size**2 * job.numbers[0]
+            worker.send(images, own, self.recipe, segment, offset)
 
     def _bury(self, slot: int) -> None:
         worker, self._workers[slot] = self._workers[slot], None
@@ -99,10 +110,10 @@ class _Job:
 
     numbers: list[int] = field(default_factory=list)
 
-    def receive(self, worker: "_Worker", pixels: Pixels, faults: Faults) -> bool:
+    def receive(self, worker: "_Worker", faults: Faults) -> bool:
         """Take the answer; False where the worker has died instead."""
         try:
-            found = worker.receive(pixels[self.numbers[0] : self.numbers[-1] + 1])
+            found: Faults = worker.connection.recv()
         except (EOFError, ConnectionError):
             return False
         faults |= {self.numbers[number]: fault for number, fault in found.items()}
@@ -117,15 +128,15 @@ class _Job:
 
 
 class _Worker:
-    """A process, our end of the socket to it, and memory that both see.
+    """A process, our end of the socket to it, and memory for images that both see.
 
-    Images and pixels go through that memory: through the socket they would be copied six times.
+    Images and pixels go through memory: through the socket they would be copied six times.
     """
 
     def __init__(self) -> None:
-        self._images, self._pixels = os.memfd_create("images"), os.memfd_create("pixels")
+        self._images = os.memfd_create("images")
         ours, theirs = socket.socketpair()
-        shared = (theirs.fileno(), self._images, self._pixels)
+        shared = (theirs.fileno(), self._images)
         search = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         with theirs:
             self.process = subprocess.Popen(
@@ -138,33 +149,30 @@ class _Worker:
         self.connection = Connection(ours.detach())
 
     def send(
-        self, images: Sequence[bytes | memoryview], keys: Sequence[int], recipe: Recipe
+        self,
+        images: Sequence[bytes | memoryview],
+        keys: list[int],
+        recipe: Recipe,
+        segment: Segment,
+        offset: int,
     ) -> None:
-        """Ask for the pixels of some images."""
+        """Ask for the pixels of some images, in a segment from an offset on, bytes.
+
+        It answers with the faults of some, by their number in the job.
+        """
         start = 0
-        for image in images:
-            start += os.pwrite(self._images, image, start)
+        for at in range(0, len(images), BUFFERS_OF_A_CALL):
+            start += os.pwritev(self._images, images[at : at + BUFFERS_OF_A_CALL], start)
         # A worker that has died is found by what it does not answer.
         with contextlib.suppress(ConnectionError):
-            self.connection.send(([len(image) for image in images], keys, recipe))
-
-    def receive(self, pixels: Pixels) -> Faults:
-        """Fill the pixels that were asked for; the faults of some, by their number in the job.
-
-        Raises:
-            EOFError: the process has died; other errors of connections say so too.
-        """
-        faults: Faults = self.connection.recv()
-        if os.preadv(self._pixels, [pixels.data.cast("B")], 0) < pixels.nbytes:
-            raise EOFError
-        return faults
+            self.connection.send(([len(image) for image in images], keys, recipe, offset))
+            send_handle(self.connection, segment.descriptor, self.process.pid)
 
     def kill(self) -> None:
         self.connection.close()
         self.process.kill()
         self.process.wait()
         os.close(self._images)
-        os.close(self._pixels)
 
 
 def _stop(workers: list[_Worker | None]) -> None:

@@ -31,9 +31,10 @@ class ImageChunk:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def encoded(self, number: int) -> memoryview:
-        """The stored bytes of an image."""
-        return self.content[self.starts[number] : self.stops[number]]
+    def encoded(self, numbers: Ints) -> list[memoryview]:
+        """The stored bytes of some images."""
+        bounds = zip(self.starts[numbers].tolist(), self.stops[numbers].tolist(), strict=True)
+        return [self.content[start:stop] for start, stop in bounds]
 
     def key(self, number: int) -> str:
         """The key of an image."""

@@ -140,17 +140,21 @@ class ImageDataset:
         for _ in range(len(self)):
             chunks = self._reader.find(chunk[rows], index[rows])
             replaced[rows] |= chunks.chunk != chunk[rows]
-            found = list(zip(chunks.chunk.tolist(), chunks.index.tolist(), strict=True))
-            encoded = [chunks.chunks[c].encoded(i) for c, i in found]
+            encoded: list[memoryview] = [memoryview(b"")] * len(rows)
+            for number, of_chunk in chunks.rows.items():
+                index_of = chunks.index[of_chunk]
+                images = chunks.chunks[number].encoded(index_of)
+                for row, image in zip(of_chunk.tolist(), images, strict=True):
+                    encoded[row] = image
+                classes[rows[of_chunk]] = chunks.chunks[number].classes[index_of]
             decoded, faults = self._decoders.decode(encoded, keys[rows].tolist())
             if pixels is None:
                 pixels = decoded
             else:
                 pixels[rows] = decoded
-            classes[rows] = [chunks.chunks[c].classes[i] for c, i in found]
             for number, fault in faults.items():
-                of_chunk, of_index = found[number]
-                name = f"image {chunks.chunks[of_chunk].key(of_index)}"
+                key = chunks.chunks[int(chunks.chunk[number])].key(int(chunks.index[number]))
+                name = f"image {key}"
                 warning = f"{name}: {fault}; the next one comes in its place"
                 self.damage.note(name, fault, warning=warning)
             if not faults:

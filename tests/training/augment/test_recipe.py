@@ -6,10 +6,12 @@ import math
 import numpy as np
 import PIL.Image
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from training.augment.config import Config
-from training.augment.crop import center_box, padded_offset, random_box
-from training.augment.draws import Draws, Purpose, sample_keys
+from training.augment.crop import center_box, padded_offsets, random_box
+from training.augment.draws import BatchDraws, Draws, Purpose, sample_keys
 from training.augment.operations import ENHANCING, GEOMETRIC, PLAIN, apply
 from training.augment.recipe import Recipe, render
 
@@ -66,6 +68,20 @@ def test_numbers_are_these_on_every_machine():
     assert other.bits() != 0x435D9F2A4297D53C
 
 
+@given(
+    st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5),
+    st.sampled_from(Purpose),
+    st.integers(1, 2**32 - 1),
+    st.floats(0, 1),
+)
+def test_numbers_of_many_samples_are_those_of_each(keys, purpose, stop, probability):
+    many = BatchDraws(np.array(keys, np.uint64), purpose)
+    found = list(zip(many.bits(), many.below(stop), many.chance(probability), strict=True))
+    for key, own in zip(keys, found, strict=True):
+        draws = Draws(key, purpose)
+        assert own == (draws.bits(), draws.below(stop), draws.chance(probability))
+
+
 @pytest.mark.parametrize("size", [(500, 375), (40, 300), (1, 1), (30_000, 2)])
 def test_random_boxes_lie_in_the_image_and_in_the_bounds(size):
     width, height = size
@@ -86,14 +102,15 @@ def test_central_boxes():
 
 
 def test_padded_offsets_reach_every_place():
-    found = {padded_offset(1, Draws(key, Purpose.CROP)) for key in range(200)}
-    assert found == {(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)}
+    found = padded_offsets(1, BatchDraws(np.arange(200, dtype=np.uint64), Purpose.CROP))
+    assert {*map(tuple, found.tolist())} == {(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)}
 
 
 def test_a_padded_crop_is_the_shifted_image_on_black():
     seen = set()
     for key in range(40):
-        right, down = padded_offset(4, Draws(key, Purpose.CROP))
+        own = BatchDraws(np.array([key], np.uint64), Purpose.CROP)
+        ((right, down),) = padded_offsets(4, own).tolist()
         expected = PIL.Image.fromarray(NOISE).crop((right, down, right + 24, down + 24))
         found = rendered(key, crop="random_padded", padding=4)
         np.testing.assert_array_equal(found, np.asarray(expected))

@@ -215,18 +215,35 @@ def test_large_answers(opened):
         assert (pixels[number::50] == expected).all()
 
 
+def test_memory_is_used_again_when_nobody_sees_it():
+    pool = decoders.Decoders(Recipe(size=SIZE), num_workers=1)
+    images = [encoded(n) for n in range(8)]
+    kept = [pool.decode(images, range(8))[0] for _ in range(3)]
+    places = {one.ctypes.data for one in kept}
+    assert len(places) == 3
+    view = torch.from_numpy(kept.pop())[2:3]  # what a micro batch is
+    held = view.clone()
+    kept.clear()
+    again = [pool.decode(images[::-1], range(8))[0] for _ in range(3)]
+    assert len({one.ctypes.data for one in again} & places) == 2
+    assert torch.equal(view, held)
+    assert not np.array_equal(again[0][2], held[0].numpy())
+    pool.close()
+
+
 def test_a_worker_that_dies_costs_its_image_alone(monkeypatch, tmp_path):
     """A decoder that crashes on one image, in a real process."""
     killer = tmp_path / "killer.py"
     killer.write_text(
         "import os, signal\n"
         "from training.data import decoding_worker as worker\n"
-        "plain = worker.render\n"
-        "def render(image, recipe, key):\n"
+        "plain = worker.Renderer.render\n"
+        "def render(self, number, image, pixels):\n"
+        "    pixels[:] = 7\n"
         "    if image == b'deadly':\n"
         "        os.kill(os.getpid(), signal.SIGSEGV)\n"
-        "    return plain(image, recipe, key)\n"
-        "worker.render = render\n"
+        "    plain(self, number, image, pixels)\n"
+        "worker.Renderer.render = render\n"
         "worker.main()\n"
     )
     start = subprocess.Popen
@@ -286,7 +303,7 @@ def test_a_chunk_that_holds_something_else(path):
     whole = whole + b"\0" * (-len(whole) % 512)
     chunk = parse_images(whole, 20, 0)
     assert [chunk.key(n) for n in range(3)] == ["0000", "0002", "0004"]
-    assert bytes(chunk.encoded(1)) == encoded(2)
+    assert [bytes(one) for one in chunk.encoded(np.array([1, 0]))] == [encoded(2), encoded(0)]
     assert chunk.classes.tolist() == [n % 3 for n in range(0, 40, 2)]
     with pytest.raises(ValueError, match="holds 20 images, the manifest says 21"):
         parse_images(whole, 21, 0)
