@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.hashes import KEY_BYTES, key_bytes
+from pipeline.hashes import KEY_BYTES, find_sorted, key_bytes
 from pipeline.work import write_atomic
 
 EXCLUDED = pa.schema(
@@ -40,14 +40,9 @@ class Excluded:
     def find(self, keys: pa.Array) -> npt.NDArray[np.int64]:
         """The row of each key, -1 where it is not out.
 
-        By bisection of the mapped file: portions and shards ask, each a few thousand times, of
-        whom there are as many as the corpus is large; a hash table would be made for each of them.
+        The file is mapped and bisected: as many portions and shards ask as the corpus is large.
         """
-        held, wanted = key_bytes(self.rows.column("key")), key_bytes(keys)
-        rows = np.searchsorted(held, wanted)
-        known = rows < len(held)
-        known[known] = held[rows[known]] == wanted[known]
-        return np.where(known, rows, -1).astype(np.int64)
+        return find_sorted(key_bytes(self.rows.column("key")), key_bytes(keys))
 
 
 def write_table(path: Path, rows: pa.RecordBatch) -> None:

@@ -18,7 +18,7 @@ import PIL.Image
 import pyarrow as pa
 
 from pipeline.exclude import EXCLUDED, read_table
-from pipeline.hashes import KEY_BYTES
+from pipeline.hashes import KEY_BYTES, find_sorted
 from pipeline.images.appearance import SIDE, Appearance
 from pipeline.images.similar import HASH_BITS, Hashes, Pairs, equal_groups, resemblance
 from pipeline.split import MARK
@@ -260,15 +260,16 @@ def _rows_of_interest(sketches: Sequence[Path], pairs: HashPairs) -> pa.RecordBa
     wanted = np.unique(
         np.concatenate([every[count > 1], pairs.plain.ravel(), pairs.mirrored[:, 0]])
     )
+    turned = np.unique(pairs.mirrored[:, 1])
     marked = SKETCHES.append(pa.field(MARK, pa.bool_()))
     found = [pa.RecordBatch.from_pylist([], schema=marked)]
     for path in sketches:
         rows = read_table(path)
         if MARK not in rows.schema.names:
             rows = rows.append_column(MARK, pa.array(np.zeros(rows.num_rows, np.bool_)))
-        plain = np.isin(np.asarray(rows.column("hash")), wanted)
-        turned = np.isin(np.asarray(rows.column("mirrored_hash")), pairs.mirrored[:, 1])
-        found.append(rows.filter(pa.array(plain | turned)).cast(marked))
+        chosen = find_sorted(wanted, np.asarray(rows.column("hash"))) >= 0
+        chosen |= find_sorted(turned, np.asarray(rows.column("mirrored_hash"))) >= 0
+        found.append(rows.filter(pa.array(chosen)).cast(marked))
     return _one_of_each_key(pa.concat_batches(found))
 
 
