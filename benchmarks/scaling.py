@@ -140,6 +140,7 @@ def tables(cluster: Cluster) -> Iterator[list[str]]:
     """Every table of the document, as lines of Markdown."""
     yield measured()
     yield weights()
+    yield near_duplicates()
     for build in BUILDS:
         yield phases(build, cluster)
     yield stragglers(cluster)
@@ -182,6 +183,17 @@ def weights() -> list[str]:
         for name, told in names.items()
     ]
     return table(["bytes", "a document of text", "an image"], rows)
+
+
+def near_duplicates() -> list[str]:
+    """What comparing images costs."""
+    rows = [
+        ["what an image leaves to be compared by", f"{SKETCH:,} bytes"],
+        ["a hash in one of nine bands, in a group of 400,000", f"{COMPARE_SECONDS * 1e6:.0f} us"],
+        ["an image that has a near-duplicate", f"{VERIFY_SECONDS * 1e6:.0f} us"],
+        ["two that are close by chance, and different", f"{CHANCE_SECONDS * 1e6:.0f} us"],
+    ]
+    return table(["near-duplicates", "cost"], rows)
 
 
 def phases(build: Build, cluster: Cluster) -> list[str]:

@@ -56,7 +56,7 @@ PORTION_BYTES = 64 * 2**20
 RECORDS = 100
 """Completion records that a plan is made of, copies of one."""
 EXCLUDED_IMAGES = 1_000_000
-HASHES = 400_000
+HASHES = 200_000
 """Of images and of mirror images, in the group of near-duplicates that is compared."""
 TWINS = 20_000
 """Images that are verified by their thumbnails, each with one partner."""
