@@ -1,7 +1,8 @@
-"""Counts the bytes of real tensors on a device without allocator statistics, as the CPU is.
+"""Counts the bytes of tensors where no allocator does: on the CPU, and of fake ones.
 
 Every operation's results are looked at, so that it slows a step down, and what operations use
-inside is not seen.
+inside is not seen. Torch's `MemTracker` keeps tensors that checkpoints computed again: of a T5 with
+22 layers it showed 264 MiB, this 175, and the process grew by 136 without its weights.
 """
 
 import gc

@@ -13,7 +13,7 @@ from training.memory.layers import (
     norm_weights,
 )
 from training.memory.ledger import Buffer
-from training.memory.operations import FP32, add, cast, linear, relu
+from training.memory.operations import FP32, add, cast, dropout, linear, relu
 from training.memory.tape import Tape, Value, Weight
 
 
@@ -87,6 +87,9 @@ class DecoderBlock(EncoderBlock):
         q = linear(tape, x, self.query, num_in=shape.d_model)
         del x
         k_v = linear(tape, source.features, self.key_value, num_in=shape.d_model)
+        if shape.attention_dropout and tape.device == "cpu":
+            attended = _cross_without_kernel(tape, q, k_v, shape, source)
+            return linear(tape, attended, self.cross_output, num_in=shape.num_attended)
         sums = tape.book_product(FP32 * sequences.num_tokens * shape.num_heads)
         output = Value(tape.book_product(q.numel * q.width), q.numel, q.width, None)
         pairs = sequences.num_tokens * source.num_positions
@@ -109,7 +112,7 @@ def attend_with_bias(
         heads = tape.record((heads,), Value(values, heads.numel, width, None), gradients=(size,))
     num_pairs = sequences.num_tokens * sequences.num_positions * shape.num_heads
     if tape.device == "cpu":
-        return _attend_without_kernel(tape, heads, bias, num_pairs)
+        return _attend_without_kernel(tape, heads, shape, bias, num_pairs)
     numel = sequences.num_tokens * shape.num_attended
     sums = tape.book_product(FP32 * sequences.num_tokens * shape.num_heads)
     output = Value(tape.book_product(numel * width), numel, width, None)
@@ -122,21 +125,51 @@ def attend_with_bias(
     )
 
 
-def _attend_without_kernel(tape: Tape, heads: Value, bias: Value, num_pairs: int) -> Value:
+def _attend_without_kernel(
+    tape: Tape, heads: Value, shape: BlockShape, bias: Value, num_pairs: int
+) -> Value:
     """A bias that learns has no kernel on the CPU: queries, keys, values and weights in fp32."""
     numel, width, of_pairs = heads.numel // 3, heads.width, FP32 * num_pairs
-    scaled = tape.book(2 * FP32 * numel)
-    values = heads.buffer if width == FP32 else tape.book(FP32 * numel)
-    tape.ledger.visit(tape.kind, 2 * of_pairs)  # scores, then with the bias; then weights of them
+    scaled, values = tape.book(2 * FP32 * numel), tape.book(FP32 * numel)
+    product = tape.book_product(of_pairs)
+    biased = tape.book(of_pairs)
+    del product
     scores = tape.record(
         (heads, bias),
-        Value(tape.book(0), num_pairs, FP32, None),
+        Value(biased, num_pairs, FP32, None),
         saved=(scaled,),
         gradients=(heads.numel * width, bias.numel * bias.width),
         workspace=3 * FP32 * numel,
     )
-    weights = Value(tape.book_product(of_pairs), num_pairs, FP32, None)
+    weights = Value(tape.book(of_pairs), num_pairs, FP32, None)
+    del biased
     tape.record((scores,), weights, saved=(weights.buffer,), gradients=(of_pairs,))
-    result = Value(tape.book(FP32 * numel), numel, FP32, None)
-    tape.record((weights,), result, saved=(weights.buffer, values), gradients=(of_pairs,))
+    del scores
+    if shape.attention_dropout:
+        weights = dropout(tape, weights)
+    result = Value(tape.book_product(FP32 * numel), numel, FP32, None)
+    tape.record(
+        (weights, heads),
+        result,
+        saved=(weights.buffer, values),
+        gradients=(of_pairs, FP32 * numel),
+    )
     return cast(tape, result, width)
+
+
+def _cross_without_kernel(
+    tape: Tape, q: Value, k_v: Value, shape: BlockShape, source: Source
+) -> Value:
+    """Dropout of attention has no kernel on the CPU; as `layers._attend_without_kernel`."""
+    num_tokens = q.numel // shape.num_attended
+    pairs = FP32 * num_tokens * source.num_positions * shape.num_heads
+    exact = [tape.book(FP32 * one.numel) for one in (q, k_v)]
+    weights = [tape.book(pairs) for _ in range(3)]
+    output = Value(tape.book(q.numel * q.width), q.numel, q.width, None)
+    return tape.record(
+        (q, k_v),
+        output,
+        saved=(*exact, *weights),
+        gradients=(q.numel * q.width, k_v.numel * k_v.width),
+        workspace=pairs,
+    )

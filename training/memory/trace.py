@@ -13,42 +13,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tools.mem_tracker import MemTracker
 
 from training.activation_checkpointing import apply_activation_checkpointing
 from training.config import TrainingConfig
 from training.data.tokens import Sequences
+from training.memory.counter import TensorCounter
 from training.objective import MicroBatch, Objective
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class StorageTracker(MemTracker):  # type: ignore[no-untyped-call]
-    """Counts storages alive; numbers of each module, which take most of its time, are left out."""
-
-    def _pre_fw_hook(self, module: Any, inputs: Any) -> None: ...
-
-    def _post_fw_hook(self, module: Any, inputs: Any, outputs: Any) -> None: ...
-
-    def _pre_bw_hook(self, module: Any, args: Any) -> None: ...
-
-    def _post_bw_hook(self, module: Any, args: Any) -> None: ...
-
-    def peak_bytes(self) -> int:
-        """Of all devices together."""
-        snapshot = self.get_tracker_snapshot("peak")
-        return sum(int(of_device["Total"]) for of_device in snapshot.values())
-
-
 def trace_forward_backward(config: TrainingConfig) -> int:
     """Peak bytes of weights, batch, activations and gradients of the first micro batch."""
     autocast = config.engine.zero_stage == 0 and config.engine.precision != "fp32"
-    dtype = DTYPES[config.engine.precision]
+    dtype, engine = DTYPES[config.engine.precision], config.engine
     collated = zero_batch(config)
-    with _quiet(), FakeTensorMode():
+    with _quiet(), FakeTensorMode(), TensorCounter() as counter:
+        before = counter.alive  # of others in this process
         with _default_dtype(torch.float32 if autocast else dtype):
             model = config.model.module.Model(config.model.config)
-        engine = config.engine
         apply_activation_checkpointing(
             model.blocks,
             engine.activation_checkpointing,
@@ -56,13 +39,10 @@ def trace_forward_backward(config: TrainingConfig) -> int:
         )
         objective = Objective(model, build_bare_task(config))
         batch = {name: torch.zeros(one.shape, dtype=one.dtype) for name, one in collated.items()}
-        tracker = StorageTracker()
-        tracker.track_external(objective, *batch.values())
-        with tracker:
-            with torch.autocast("cpu", dtype=dtype, enabled=autocast):
-                loss, _ = objective(batch)
-            loss.backward()
-    return tracker.peak_bytes()
+        with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+            loss, _ = objective(batch)
+        loss.backward()
+    return int(counter.peak - before)
 
 
 def build_bare_task(config: TrainingConfig) -> Any:

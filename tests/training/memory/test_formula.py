@@ -55,18 +55,18 @@ ENCODER_DECODERS = {
     "selective": f"{ROTARY} engine.activation_checkpointing=selective",
     "fp32": f"{ROTARY} engine.precision=fp32",
     "autocast": f"{ROTARY} engine.zero_stage=0",
+    "dropout": f"{ROTARY} model.dropout=0.1",
+    "relative": "",
+    "relative, recomputed": "engine.activation_checkpointing=full",
+    "relative, selective": "engine.activation_checkpointing=selective",
+    "relative, documents": "task.mask_documents=true",
+    "relative, dropout": "model.dropout=0.1",
+    "relative, fp32": "engine.precision=fp32",
+    "relative, autocast": "engine.zero_stage=0",
 }
-DOUBTED = {
-    "positions": ("", 0.02, "4 %, for relative positions"),
-    "recomputed": ("engine.activation_checkpointing=full", 0.10, "10 %, for relative positions"),
-    "relative, dropout": ("model.dropout=0.1", 0.33, "32 %, since model.dropout is 0.1"),
-    "rotary, dropout": (f"{ROTARY} model.dropout=0.1", 0.12, "11 %, since model.dropout is 0.1"),
-    "chunks": ("model.vocab_size=30000 task.chunk_tokens=30", 0.04, "4 %, for relative positions"),
-    "shared head": (
-        f"{ROTARY} model.vocab_size=30000 model.tie_embeddings=true task.chunk_tokens=30",
-        0.14,
-        "13 %, for a head tied",
-    ),
+OUT_OF_PLACE = {
+    "own head": ROTARY,
+    "shared head": f"{ROTARY} model.tie_embeddings=true",
 }
 PARTS = {
     "scaled, dropped": ("vit", "model.layer_scale=0.1 model.stochastic_depth=0.1 model.qk_norm=1"),
@@ -102,12 +102,22 @@ def test_variants_of_encoder_decoders(config_of, name):
     compare(config_of("t5", f"{sizes} {ENCODER_DECODERS[name]}"), 0.01)
 
 
-@pytest.mark.parametrize("name", DOUBTED)
-def test_what_the_formula_is_wrong_about_is_told(config_of, name):
-    overrides, tolerance, told = DOUBTED[name]
-    config = config_of("t5", f"{SMALL.replace('512', '568')} {overrides}")
-    compare(config, tolerance)
-    assert told in describe_doubts(config)
+@pytest.mark.parametrize("name", OUT_OF_PLACE)
+def test_chunks_but_for_a_gradient_that_fake_tensors_do_not_add_up_in_place(config_of, name):
+    """An H200 does: with eight chunks and a shared head the formula was within 0.5 % of it."""
+    sizes = SMALL.replace("512", "568").replace("1000", "30000")
+    config = config_of("t5", f"{sizes} task.chunk_tokens=30 {OUT_OF_PLACE[name]}")
+    traced = trace_forward_backward(config)
+    predicted = predict_forward_backward(config, device="cpu").num_bytes
+    gradient = 2 * 30000 * config.model.config.d_model
+    assert traced - predicted == pytest.approx(gradient, rel=0.05)
+
+
+def test_dropout_under_selective_checkpointing_is_doubted(config_of):
+    options = "model.dropout=0.1 engine.activation_checkpointing=selective"
+    config = config_of("t5", f"{SMALL.replace('512', '568')} {options}")
+    compare(config, 0.05)
+    assert "5 %, for model.dropout=0.1 under selective" in describe_doubts(config)
 
 
 def test_deepcompile_is_doubted(config_of):
@@ -118,7 +128,7 @@ def test_deepcompile_is_doubted(config_of):
 def test_what_is_within_a_percent_is_not_doubted(config_of):
     assert describe_doubts(config_of("gpt", f"{SMALL} model.dropout=0.1")) == ""
     sizes = SMALL.replace("512", "568")
-    assert describe_doubts(config_of("t5", f"{sizes} {ROTARY}")) == ""
+    assert describe_doubts(config_of("t5", f"{sizes} model.dropout=0.1")) == ""
 
 
 @pytest.mark.slow
