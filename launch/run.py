@@ -2,6 +2,7 @@
 of it.
 """
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,14 +50,16 @@ class Run:
         """
         batch, engine = self._section("batch"), self._section("engine")
         whole, micro = batch.get("global_batch_size"), batch.get("micro_batch_size")
-        shared = engine.get("sequence_parallel_size", 1)
-        if not (isinstance(whole, int) and isinstance(micro, int) and isinstance(shared, int)):
+        names = ("sequence_parallel_size", "tensor_parallel_size")
+        sizes = {name: engine.get(name, 1) for name in names}
+        if not all(isinstance(number, int) for number in (whole, micro, *sizes.values())):
             return  # the training stage tells what is missing
+        shared = math.prod(sizes.values())
         if world_size % shared or whole % (micro * (world_size // shared)):
             raise ValueError(
                 f"{world_size} ranks do not divide a global batch of {whole}: batch.global_batch_"
                 f"size must be a multiple of batch.micro_batch_size {micro} x {world_size} ranks"
-                + (f" / engine.sequence_parallel_size {shared}" if shared > 1 else "")
+                + "".join(f" / engine.{name} {size}" for name, size in sizes.items() if size > 1)
             )
 
     def _section(self, name: str) -> dict[str, Any]:

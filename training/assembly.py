@@ -55,12 +55,12 @@ class Run:
 
 def open_run(config: TrainingConfig) -> Run:
     """Read the manifest and check what can be checked."""
-    size = config.engine.sequence_parallel_size
-    sequence_parallel.check_ranks(size)
+    for option in ("sequence_parallel_size", "tensor_parallel_size"):
+        distributed.check_groups(getattr(config.engine, option), f"engine.{option}")
     accumulation = accumulation_steps(
         global_batch_size=config.batch.global_batch_size,
         micro_batch_size=config.batch.micro_batch_size,
-        world_size=distributed.world_size() // size,
+        world_size=_data_rank(config)[1],
     )
     manifest = load_manifest(config.data.dataset_dir)
     if config.evaluation.every_steps and not manifest.splits.get("validation"):
@@ -99,10 +99,13 @@ def build_engine(config: TrainingConfig, run: Run) -> Engine:
         gradient_accumulation_steps=run.accumulation,
         ema_decay=config.ema.decay,
     )
-    torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout differs between ranks
+    # Dropout differs between ranks, but not where these compute one residual stream.
+    torch.manual_seed(config.seed + 1 + distributed.rank() // config.engine.tensor_parallel_size)
     batch = config.batch
     shares = _data_rank(config)[1]
     of = "ranks" if shares == distributed.world_size() else "groups of ranks that share sequences"
+    if config.engine.tensor_parallel_size > 1:
+        of = f"groups of {config.engine.tensor_parallel_size} ranks that share weights"
     say(
         f"{config.model.name} of {num_parameters:,} parameters on {distributed.world_size()} "
         f"{engine.device.type} ranks, ZeRO stage {config.engine.zero_stage}, "
@@ -152,8 +155,8 @@ def build_loader(config: TrainingConfig, run: Run, state: RunState) -> Loader:
 
 
 def _data_rank(config: TrainingConfig) -> tuple[int, int]:
-    """Which share of the samples is this rank's, of how many; some ranks share each sequence."""
-    size = config.engine.sequence_parallel_size
+    """Which share of the samples is this rank's, of how many; some ranks have the same."""
+    size = config.engine.ranks_per_sample
     return distributed.rank() // size, distributed.world_size() // size
 
 

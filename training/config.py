@@ -98,6 +98,7 @@ class TrainingConfig:
         if self.init_ema and not self.init_from:
             raise ValueError("init_ema takes the average of init_from, which is empty")
         self._check_model()
+        self._check_cuts()
 
     def _check_model(self) -> None:
         """Refuse a model that gives something else than the task needs."""
@@ -111,6 +112,30 @@ class TrainingConfig:
             raise ValueError(
                 f"model.name is {self.model.name}, which gives {gives}, but task.name "
                 f"{self.task.name} needs a model that gives {needs}: {', '.join(fitting)}"
+            )
+
+    def _check_cuts(self) -> None:
+        """Refuse a model that ranks cannot hold equal slices of."""
+        size = self.engine.tensor_parallel_size
+        if size == 1:
+            return
+        if not hasattr(self.model.module, "CUT"):
+            raise ValueError(
+                f"engine.tensor_parallel_size is {size}, but nothing says how to cut the weights "
+                f"of model.name {self.model.name}; use 1, or model.name transformer"
+            )
+        for name in self.model.module.CUT:
+            count = getattr(self.model.config, name)
+            if count % size:
+                fitting = [n for n in range(1, count + 1) if count % n == 0]
+                raise ValueError(
+                    f"engine.tensor_parallel_size {size} does not divide model.{name} {count}; "
+                    f"use one of {', '.join(map(str, fitting))}"
+                )
+        if self.attention.every_steps:
+            raise ValueError(
+                "attention.every_steps draws all heads, of which a rank has some with "
+                f"engine.tensor_parallel_size {size}; set it to 0"
             )
 
     @classmethod

@@ -8,6 +8,7 @@ wrappers take an optimizer step with zero gradients at the start and accumulate 
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -64,6 +65,11 @@ class Config:
     """Neighbouring ranks that share each sequence, positions and heads divided among them, for
     sequences too long for one (Ulysses); a divisor of the world size and of num_heads.
     """
+    tensor_parallel_size: int = 1
+    """Neighbouring ranks that share the weights of each block of the decoder Transformer, heads and
+    features of the feed-forward divided among them, for weights too large for one (AutoTP); a
+    divisor of the world size, of num_heads, num_kv_heads and d_ff.
+    """
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global L2 norm; 0 leaves them as they are."""
     reduce_in_fp32: bool = True
@@ -92,6 +98,8 @@ class Config:
             "bucket_elements",
             "activation_checkpointing_every_n",
             "hpz_partition_size",
+            "sequence_parallel_size",
+            "tensor_parallel_size",
         )
         for name in names:
             if getattr(self, name) < 1:
@@ -103,6 +111,12 @@ class Config:
             )
         self._check_stages()
         self._check_offload()
+        self._check_tensor_parallel()
+
+    @property
+    def ranks_per_sample(self) -> int:
+        """Neighbouring ranks that compute the same samples together."""
+        return self.sequence_parallel_size * self.tensor_parallel_size
 
     def _check_stages(self) -> None:
         """Refuse what this ZeRO stage cannot do."""
@@ -140,6 +154,32 @@ class Config:
                 "offloads fp32 alone; take one of them"
             )
 
+    def _check_tensor_parallel(self) -> None:
+        """Refuse what does not compute the same, or was never seen to."""
+        if self.tensor_parallel_size == 1:
+            return
+        allowed: dict[str, tuple[Any, ...]] = {
+            "sequence_parallel_size": (1,),
+            "precision": ("bf16", "fp32"),
+            # What selective keeps of a product, DeepSpeed sums up over ranks in place: the second
+            # forward would find the sum and sum up once more.
+            "activation_checkpointing": ("none", "full", "every_n", "offload"),
+            "compile": ("none", "blocks"),
+            "offload_optimizer": ("none", "cpu"),
+            "offload_parameters": ("none", "cpu"),
+            "zero_init": (False,),
+            "hpz_partition_size": (1,),
+            "quantize_weights": (False,),
+            "quantize_gradients": (False,),
+        }
+        for name, values in allowed.items():
+            found = getattr(self, name)
+            if found not in values:
+                raise ValueError(
+                    f"tensor_parallel_size={self.tensor_parallel_size} does not go with "
+                    f"{name}={found}; use {', '.join(map(str, values))}"
+                )
+
 
 def check_device(config: Config, device: str, *, computes_fp16: bool) -> None:
     """Refuse what the device, `cuda` or `cpu`, cannot do.
@@ -170,8 +210,11 @@ def build_deepspeed_config(
     gradient_accumulation_steps: int,
     num_parameters: int,
     overlap: bool,
+    layer_specs: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The dictionary for `deepspeed.initialize`; `overlap` communicates during the backward.
+    """The dictionary for `deepspeed.initialize`.
+
+    `overlap` communicates during the backward; `layer_specs` tell AutoTP how to cut weights.
 
     Raises:
         ValueError: DeepSpeed would do something else than the config says.
@@ -196,8 +239,17 @@ def build_deepspeed_config(
         "zero_force_ds_cpu_optimizer": False,  # torch's steps on the host too, without a compiler
         "zero_optimization": _zero(config, num_parameters, overlap=overlap),
         **({"compile": {"deepcompile": True}} if config.compile == "deepcompile" else {}),
+        **_tensor_parallel(config.tensor_parallel_size, layer_specs),
         **_precision(config, accumulates=accumulates),
     }
+
+
+def _tensor_parallel(size: int, layer_specs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    if size == 1:
+        return {}
+    # Nothing is left to guesses by name: what has no spec stays whole.
+    partition = {"use_default_specs": False, "layer_specs": list(layer_specs)}
+    return {"tensor_parallel": {"autotp_size": size, "partition_config": partition}}
 
 
 def _zero(config: Config, num_parameters: int, *, overlap: bool) -> dict[str, Any]:

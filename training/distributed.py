@@ -34,6 +34,21 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def check_groups(size: int, option: str) -> None:
+    """Refuse groups of neighbouring ranks that the ranks of the run do not make up.
+
+    Raises:
+        ValueError: with the sizes that fit.
+    """
+    ranks = world_size()
+    if ranks % size:
+        fitting = [n for n in range(1, ranks + 1) if ranks % n == 0]
+        raise ValueError(
+            f"{option}={size} does not divide the world size {ranks}; "
+            f"use one of {', '.join(map(str, fitting))}"
+        )
+
+
 def is_rank_zero() -> bool:
     """Whether this process prints and writes for all."""
     return rank() == 0

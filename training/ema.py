@@ -3,7 +3,8 @@
 In fp32 beside the fp32 master weights, and partitioned over the ranks as they are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,20 @@ class Average:
         torch._foreach_lerp_(list(self.means.values()), behind, 1 - decay)
         self.num_updates += 1
 
-    def exchange(self, weights: Mapping[str, Tensor]) -> None:
-        """The weights become the average and the average the weights, without a copy."""
+    @contextmanager
+    def in_place_of(
+        self, weights: Mapping[str, Tensor], publish: Callable[[], None]
+    ) -> Iterator[None]:
+        """Inside, average and weights change places, without a copy; `publish` is told of it."""
+        self._exchange(weights)
+        publish()
+        try:
+            yield
+        finally:
+            self._exchange(weights)
+            publish()
+
+    def _exchange(self, weights: Mapping[str, Tensor]) -> None:
         for name, weight in weights.items():
             weight.data, self.means[name].data = self.means[name].data, weight.data
 

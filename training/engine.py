@@ -11,14 +11,15 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from training import distributed, ema
+from training import distributed, ema, tensor_parallel
 from training.console import say
 from training.deepspeed_config import NEVER, Config, build_deepspeed_config, check_device
 from training.gradient_gate import GradientGate, has_finite_square
@@ -26,7 +27,7 @@ from training.layout import layout_path
 from training.loss_scale import read_loss_scale, set_loss_scale
 from training.objective import Metrics, MicroBatch, Objective, count_parameters
 from training.partition import Partition
-from training.reshard import load_resharded
+from training.reshard import PREFIX, load_resharded
 from training.step_result import StepResult
 
 os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")  # no CUDA operator of DeepSpeed is compiled here
@@ -72,12 +73,15 @@ class Engine:
         check_device(
             config, accelerator.device_name(), computes_fp16=accelerator.is_fp16_supported()
         )
+        self.ranks_per_group = config.tensor_parallel_size
+        self.cuts = tensor_parallel.cut_heads(objective.model, self.ranks_per_group)
         settings = build_deepspeed_config(
             config,
             micro_batch_size=micro_batch_size,
             gradient_accumulation_steps=gradient_accumulation_steps,
             num_parameters=count_parameters(objective),
             overlap=self.device.type != "cpu",
+            layer_specs=tensor_parallel.layer_specs(self.cuts, prefix=PREFIX),
         )
         # An engine of stage 0 leaves its dtype behind, in which later ones would communicate.
         torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
@@ -89,12 +93,12 @@ class Engine:
             )
         if config.compile == "deepcompile":
             self.deepspeed.compile()
-        if config.zero_stage == 0 and distributed.world_size() == 1:
-            # One rank has nothing to sum up; DeepSpeed would copy all gradients there and back.
+        if config.zero_stage == 0 and distributed.world_size() == self.ranks_per_group:
+            # Nothing is to be summed up; DeepSpeed would copy all gradients there and back.
             self.deepspeed.enable_backward_allreduce = False
         self._complete_deepspeed()
         self.gate = GradientGate(self.deepspeed.optimizer, zero_stage=config.zero_stage)
-        self.partition = Partition(self.deepspeed.optimizer, self.module, config.zero_stage)
+        self.partition = Partition(self.deepspeed.optimizer, self.module, config)
         masters = self.partition.masters()
         self.average = ema.Average(masters, decay=ema_decay) if ema_decay else None
 
@@ -114,7 +118,7 @@ class Engine:
         assert len(batches) == self.accumulation
         num_targets = self._num_targets(batches)
         divisor = num_targets.clamp(min=1)
-        scale = self.accumulation * distributed.world_size() / divisor
+        scale = self.accumulation * self.partition.world_size / divisor
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         total = torch.zeros((), device=self.device)
@@ -126,7 +130,7 @@ class Engine:
                 self.deepspeed.step()
         wish = total.new_tensor(float(self.wishes_stop()))
         total, wishes = distributed.sum_over_ranks(torch.stack([total, wish])).unbind()  # () each
-        loss = total / divisor
+        loss = total / self.ranks_per_group / divisor
         with self.gate.asking(lambda grad_norm: self.admits(float(loss), grad_norm)):
             grad_norm, skipped = self._update()
         if self.average and not skipped:
@@ -155,18 +159,15 @@ class Engine:
         self.deepspeed.train()
         num_targets = int(self._num_targets(batches))
         return num_targets, {
-            name: distributed.sum_over_ranks(value).cpu() / max(num_targets, 1)
+            name: distributed.sum_over_ranks(value / self.ranks_per_group).cpu()
+            / max(num_targets, 1)
             for name, value in sorted(sums.items())
         }
 
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the model has the average of its weights; every rank enters, and none trains."""
-        self._exchange_average()
-        try:
-            yield
-        finally:
-            self._exchange_average()
+        assert self.average is not None
+        return self.average.in_place_of(self.partition.masters(), self.partition.publish)
 
     def to_device(self, batch: MicroBatch) -> MicroBatch:
         """The batch on this rank's device."""
@@ -189,8 +190,10 @@ class Engine:
         engine.save_checkpoint(
             str(checkpoint_dir), tag=TAG, client_state={"loss_scale": loss_scale}, save_latest=False
         )
-        if self.config.zero_stage > 0 or distributed.is_rank_zero():
-            rank = distributed.rank()
+        if distributed.is_rank_zero():
+            files |= tensor_parallel.description(checkpoint_dir, self.cuts, self.ranks_per_group)
+        rank = distributed.rank()
+        if rank == self.partition.part:
             files[layout_path(checkpoint_dir, rank)] = self.partition.layout().to_json()
             if self.average:
                 files[ema.part_path(checkpoint_dir, rank)] = self.average.state_dict()
@@ -198,7 +201,8 @@ class Engine:
 
     def load(self, checkpoint_dir: Path) -> None:
         """Read a checkpoint of this model, of any world size and ZeRO stage; all ranks call it."""
-        if self._has_own_layout(checkpoint_dir):
+        tensor_parallel.check_size(checkpoint_dir, self.ranks_per_group)
+        if self.partition.was_written(checkpoint_dir):
             state = self._load_own_files(checkpoint_dir)
         elif self.config.offload_optimizer == "nvme":
             raise ValueError(
@@ -206,42 +210,34 @@ class Engine:
                 "engine.offload_optimizer=nvme a run goes on as it was; use cpu or none to change"
             )
         else:
-            state = load_resharded(checkpoint_dir, self.partition, self.average, tag=TAG, say=say)
+            place = self.partition.place
+            with tensor_parallel.of_place(checkpoint_dir, place, self.ranks_per_group) as folder:
+                state = load_resharded(folder, self.partition, self.average, tag=TAG, say=say)
             for name in ("global_steps", "global_samples", "skipped_steps"):
                 setattr(self.deepspeed, name, state[name])
         if state["loss_scale"]:
             set_loss_scale(self._scaler(), state["loss_scale"])
 
-    def _has_own_layout(self, checkpoint_dir: Path) -> bool:
-        """Whether every rank finds the files that it has written itself, or one alike."""
-        path = layout_path(checkpoint_dir, distributed.rank() if self.config.zero_stage else 0)
-        ours = self.partition.layout().to_json()
-        return all(distributed.gather(path.exists() and path.read_text() == ours))
-
     def _load_own_files(self, checkpoint_dir: Path) -> dict[str, Any]:
         """DeepSpeed's own way, for the world size and ZeRO stage that wrote the checkpoint."""
         groups = [dict(group) for group in self.deepspeed.optimizer.param_groups]
-        path, state = self.deepspeed.load_checkpoint(str(checkpoint_dir), tag=TAG)
-        if path is None:
+        found, state = self.deepspeed.load_checkpoint(str(checkpoint_dir), tag=TAG)
+        if found is None:
             raise ValueError(f"{checkpoint_dir}: DeepSpeed found no state of this rank in it")
         # The checkpoint brings its own betas and decay back; those of the config count.
         for group, configured in zip(self.deepspeed.optimizer.param_groups, groups, strict=True):
             names = ("betas", "eps", "weight_decay", "lr_scale")
             group.update({name: configured[name] for name in names})
         if self.average:
-            part = distributed.rank() if self.config.zero_stage else 0
-            self.average.load(ema.part_path(checkpoint_dir, part), self.partition.masters())
+            path = ema.part_path(checkpoint_dir, self.partition.part)
+            self.average.load(path, self.partition.masters())
         return dict(state)
-
-    def _exchange_average(self) -> None:
-        assert self.average is not None
-        self.average.exchange(self.partition.masters())
-        self.partition.publish()
 
     def _num_targets(self, batches: Sequence[MicroBatch]) -> torch.Tensor:
         """Targets of the global batch; stays on the device: reading it would wait."""
         count = sum(self.task.num_targets(batch) for batch in batches)
-        return distributed.sum_over_ranks(torch.tensor(count, device=self.device))
+        total = distributed.sum_over_ranks(torch.tensor(count, device=self.device))
+        return total // self.ranks_per_group  # of which each has counted the same
 
     def _complete_deepspeed(self) -> None:
         """Give DeepSpeed what its config cannot, or what it forgets."""
@@ -255,6 +251,8 @@ class Engine:
         if isinstance(optimizer, BF16_Optimizer):  # it saves no stage, which consolidation asks for
             state_dict = optimizer.state_dict
             optimizer.state_dict = lambda: {**state_dict(), "zero_stage": self.config.zero_stage}
+        if self.ranks_per_group > 1:  # compares the batches of a group, and fails at dictionaries
+            self.deepspeed.first_dataloader_check.remove()
         if isinstance(getattr(optimizer, "loss_scaler", None), DynamicLossScaler):
             # It would end the run at its least scale; section `anomalies` has a limit instead.
             optimizer.loss_scaler.raise_error_at_min_scale = False
@@ -282,8 +280,10 @@ class Engine:
         scaler = self.deepspeed.torch_autocast_z0_gradscaler
         if scaler:
             scaler.unscale_(self.deepspeed.optimizer)
-        limit = self.config.max_grad_norm or float("inf")
-        return nn.utils.clip_grad_norm_(self.deepspeed.module.parameters(), limit)
+        weights = list(self.deepspeed.module.parameters())
+        norm = tensor_parallel.grad_norm(weights, self.deepspeed.mpu)
+        nn.utils.clip_grads_with_norm_(weights, self.config.max_grad_norm or math.inf, norm)
+        return norm
 
     def _scaler(self) -> Any:
         """Of fp16: torch's at stage 0, else DeepSpeed's."""
@@ -344,6 +344,10 @@ def load_weights(checkpoint_dir: Path, *, averaged: bool = False) -> dict[str, t
     Raises:
         FileNotFoundError: their average is wished, and the run kept none.
     """
+    return tensor_parallel.load_whole(checkpoint_dir, partial(_load_slices, averaged=averaged))
+
+
+def _load_slices(checkpoint_dir: Path, *, averaged: bool) -> dict[str, torch.Tensor]:
     folder = checkpoint_dir / TAG
     parts = ema.load_parts(checkpoint_dir) if averaged else []
     if any(folder.glob("*zero_pp_rank*")) or any(folder.glob("*optim_states*")):
@@ -352,8 +356,8 @@ def load_weights(checkpoint_dir: Path, *, averaged: bool = False) -> dict[str, t
         path = folder / "mp_rank_00_model_states.pt"
         state = torch.load(path, map_location="cpu", weights_only=False)["module"]
         for name, mean in parts[0].items() if parts else ():
-            state[f"model.{name}"].copy_(mean)  # in place: tied weights share their memory
-    return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+            state[PREFIX + name].copy_(mean)  # in place: tied weights share their memory
+    return {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
 
 
 def _consolidate(checkpoint_dir: Path, parts: list[list[torch.Tensor]]) -> dict[str, torch.Tensor]:

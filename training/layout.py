@@ -35,6 +35,7 @@ class Layout:
 
     zero_stage: int
     world_size: int
+    """Ranks that divide the same weights among them."""
     optimizer: str
     """DeepSpeed's class around the optimizer, on which the form of its files depends."""
     pieces: Sequence[Piece]

@@ -4,23 +4,32 @@ The names of DeepSpeed's attributes for it, which differ between ZeRO stages, st
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from training import distributed
-from training.layout import Layout, Piece
+from training.deepspeed_config import Config
+from training.layout import Layout, Piece, layout_path
 
 
 class Partition:
     """The flat fp32 tensors of one rank; at stage 0 these are the weights themselves, by name."""
 
-    def __init__(self, optimizer: Any, model: nn.Module, zero_stage: int) -> None:
+    def __init__(self, optimizer: Any, model: nn.Module, config: Config) -> None:
         """Of the optimizer that DeepSpeed gave back, and the bare model."""
+        size = config.tensor_parallel_size
+        self.world_size = distributed.world_size() // size
+        """Of the ranks that divide the same weights among them; others have other slices."""
+        self.rank, self.place = divmod(distributed.rank(), size)
+        """Among these, and in the group that holds all slices."""
+        self.part = distributed.rank() if config.zero_stage else self.place
+        """The rank whose files of a checkpoint this one reads; at stage 0 others hold the same."""
         self.optimizer = optimizer
         self.model = model
-        self.zero_stage = zero_stage
+        self.zero_stage = config.zero_stage
         self.names = {parameter: name for name, parameter in model.named_parameters()}
 
     def masters(self) -> dict[str, torch.Tensor]:
@@ -65,7 +74,7 @@ class Partition:
             weight.view(-1).copy_(values[: weight.numel()])  # (count,)
             return
         share = weight.ds_tensor.ds_numel
-        own = values[: weight.ds_numel][distributed.rank() * share :][:share]  # (count,)
+        own = values[: weight.ds_numel][self.rank * share :][:share]  # (count,)
         weight.ds_tensor.view(-1)[: len(own)].copy_(own)  # (count,)
 
     def layout(self) -> Layout:
@@ -73,8 +82,13 @@ class Partition:
         pieces = {0: self._whole_weights, 3: self._parts_of_weights}.get(
             self.zero_stage, self._parts_of_groups
         )
-        kind, world_size = type(self.optimizer).__name__, distributed.world_size()
-        return Layout(self.zero_stage, world_size, kind, list(pieces()))
+        kind = type(self.optimizer).__name__
+        return Layout(self.zero_stage, self.world_size, kind, list(pieces()))
+
+    def was_written(self, checkpoint_dir: Path) -> bool:
+        """Whether every rank finds the files that it has written itself, or one alike."""
+        path, ours = layout_path(checkpoint_dir, self.part), self.layout().to_json()
+        return all(distributed.gather(path.exists() and path.read_text() == ours))
 
     def _stepped(self) -> Iterator[nn.Parameter]:
         """Stage 0: in the order of the optimizer, which numbers its states so."""
@@ -112,7 +126,7 @@ class Partition:
             start = 0
             for weight in group:
                 share = weight.ds_tensor.ds_numel
-                offset = distributed.rank() * share
+                offset = self.rank * share
                 count = max(0, min(share, weight.ds_numel - offset))
                 yield Piece(str(number), start, self.names[weight], offset, count)
                 start += share

@@ -22,20 +22,23 @@ def random_state() -> dict[str, Any]:
     }
 
 
-def random_path(checkpoint_dir: Path) -> Path:
-    """Where this rank's state lies in a checkpoint."""
-    return checkpoint_dir / f"rank-{distributed.rank():05d}.pt"
+def random_path(checkpoint_dir: Path, rank: int) -> Path:
+    """Where a rank's state lies in a checkpoint."""
+    return checkpoint_dir / f"rank-{rank:05d}.pt"
 
 
-def restore_random_state(checkpoint_dir: Path, *, seed: int, step: int) -> None:
+def restore_random_state(
+    checkpoint_dir: Path, *, seed: int, step: int, ranks_per_group: int = 1
+) -> None:
     """Set this rank's generators to where the checkpoint found them.
 
     A rank that it does not know, since fewer have written it, begins at a seed that follows from
-    the run's `seed`, the step and the rank alone.
+    the run's `seed`, the step and the rank alone. The ranks of a group go on as its first one.
     """
-    path = random_path(checkpoint_dir)
+    rank = distributed.rank() // ranks_per_group * ranks_per_group
+    path = random_path(checkpoint_dir, rank)
     if not path.exists():
-        _seed_all(f"{seed} {step} {distributed.rank()}")
+        _seed_all(f"{seed} {step} {rank}")
         return
     state: dict[str, Any] = torch.load(path, weights_only=False)
     random.setstate(state["python"])

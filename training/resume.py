@@ -52,7 +52,12 @@ def resume(config: TrainingConfig, run_dir: Path, manifest: Manifest, engine: En
     state = checkpoint.read_state(found)
     _check(state, config, manifest, found)
     engine.load(found)
-    restore_random_state(found, seed=config.seed, step=state.step)
+    restore_random_state(
+        found,
+        seed=config.seed,
+        step=state.step,
+        ranks_per_group=config.engine.tensor_parallel_size,
+    )
     here = replace(state, world_size=distributed.world_size(), zero_stage=config.engine.zero_stage)
     moved = "" if here == state else f", from {state.where} to {here.where}"
     say(f"resumed from {found}: step {state.step}, {state.samples_seen:,} samples seen{moved}")

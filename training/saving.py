@@ -136,7 +136,7 @@ def _make_room(folder: Path) -> None:
 
 def _own_files(folder: Path, state: RunState, config_yaml: str) -> Files:
     """All files of a checkpoint but the engine's and the summary."""
-    files: Files = {random_path(folder): random_state()}
+    files: Files = {random_path(folder, distributed.rank()): random_state()}
     if distributed.is_rank_zero():
         files[folder / checkpoint.STATE] = json.dumps(asdict(state), indent=1) + "\n"
         files[folder / checkpoint.CONFIG] = config_yaml

@@ -16,21 +16,6 @@ from training import distributed
 from training.layers.attention import Attend, Attention
 
 
-def check_ranks(size: int) -> None:
-    """Refuse groups that the ranks do not make up.
-
-    Raises:
-        ValueError: with the sizes that fit.
-    """
-    world_size = distributed.world_size()
-    if world_size % size:
-        fitting = [n for n in range(1, world_size + 1) if world_size % n == 0]
-        raise ValueError(
-            f"engine.sequence_parallel_size={size} does not divide the world size {world_size}; "
-            f"use one of {', '.join(map(str, fitting))}"
-        )
-
-
 def share_sequences(model: nn.Module, size: int) -> None:
     """Let neighbouring ranks, `size` each, share the sequences of a model, in place.
 

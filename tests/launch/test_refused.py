@@ -131,6 +131,9 @@ def test_ranks_must_divide_the_global_batch(run):
     assert slurm.render(shared, Ranks(), slurm.Config()).files
     with pytest.raises(ValueError, match="engine.sequence_parallel_size 3"):
         slurm.render(run("engine.sequence_parallel_size=3"), Ranks(), slurm.Config())
+    assert slurm.render(run("engine.tensor_parallel_size=4"), Ranks(), slurm.Config()).files
+    with pytest.raises(ValueError, match="8 ranks / engine.tensor_parallel_size 3"):
+        slurm.render(run("engine.tensor_parallel_size=3"), Ranks(), slurm.Config())
 
 
 def test_restarts_need_an_agent(run):

@@ -15,7 +15,7 @@ from training.models import transformer
 from training.objective import Objective
 from training.optimizer import Config as OptimizerConfig
 from training.optimizer import build_optimizer
-from training.sequence_parallel import check_ranks, share_sequences
+from training.sequence_parallel import share_sequences
 
 STATES = {"optimizer_precision": "bf16", "micro_batch_size": 4}
 
@@ -183,7 +183,7 @@ def not_to_be_shared():
         transformer.Config(vocab_size=5, d_model=6, num_layers=1, num_heads=3, max_positions=4)
     )
     for name, check in (
-        ("ranks", partial(check_ranks, 3)),
+        ("ranks", partial(distributed.check_groups, 3, "engine.sequence_parallel_size")),
         ("heads", partial(share_sequences, model, 2)),
     ):
         try:

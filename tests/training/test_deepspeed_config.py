@@ -10,6 +10,14 @@ import pytest
 from training.deepspeed_config import NEVER, Config, build_deepspeed_config, check_device
 
 GOLDEN = Path(__file__).parent / "golden"
+SPECS = [
+    {
+        "patterns": [r"model\.blocks\.\d+\.attention\.query_key_value\.weight$"],
+        "partition_type": "column",
+        "shape": [[64, 32, 32], -1],
+        "partition_dim": 0,
+    }
+]
 COMBINATIONS = list(itertools.product((0, 1, 2, 3), ("fp32", "bf16", "fp16")))
 GOLDENS = {
     f"zero{stage}-{precision}": {"stage": stage, "precision": precision}
@@ -38,6 +46,12 @@ GOLDENS = {
     "zero2-bf16-states": {"stage": 2, "precision": "bf16", "optimizer_precision": "bf16"},
     "zero2-bf16-compiled": {"stage": 2, "precision": "bf16", "compile": "blocks"},
     "zero3-bf16-deepcompile": {"stage": 3, "precision": "bf16", "compile": "deepcompile"},
+    "zero1-bf16-tensor-parallel": {
+        "stage": 1,
+        "precision": "bf16",
+        "tensor_parallel_size": 4,
+        "layer_specs": SPECS,
+    },
     "zero2-bf16-reduced-in-bf16": {"stage": 2, "precision": "bf16", "reduce_in_fp32": False},
 }
 REMOVED_KEYS = {
@@ -50,13 +64,14 @@ REMOVED_KEYS = {
 every_combination = pytest.mark.parametrize(("stage", "precision"), COMBINATIONS)
 
 
-def build(stage, precision, *, num_parameters=1_000_000, overlap=True, **settings):
+def build(stage, precision, *, num_parameters=1_000_000, overlap=True, layer_specs=(), **settings):
     return build_deepspeed_config(
         Config(zero_stage=stage, precision=precision, **settings),
         micro_batch_size=8,
         gradient_accumulation_steps=4,
         num_parameters=num_parameters,
         overlap=overlap,
+        layer_specs=layer_specs,
     )
 
 
@@ -154,6 +169,8 @@ def test_the_loss_scale_is_dynamic_and_ours():
         ("bucket_elements", 0),
         ("activation_checkpointing_every_n", 0),
         ("hpz_partition_size", 0),
+        ("sequence_parallel_size", 0),
+        ("tensor_parallel_size", 0),
     ],
 )
 def test_numbers_without_a_meaning(name, value):

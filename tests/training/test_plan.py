@@ -107,6 +107,10 @@ def test_what_fits_nowhere_says_what_it_needs(monkeypatch, capsys):
             ("engine.sequence_parallel_size=2",),
             "no formula of the memory of engine.sequence_parallel_size",
         ),
+        (
+            ("engine.tensor_parallel_size=2",),
+            "no formula of the memory of engine.tensor_parallel_size",
+        ),
         (("--trace", "--search"), "not allowed with"),
         (("--gpus", "many"), "invalid int value"),
     ],

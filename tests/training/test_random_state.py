@@ -13,7 +13,7 @@ def draw():
 
 
 def test_random_numbers_go_on_where_they_were(tmp_path):
-    torch.save(random_state(), random_path(tmp_path))
+    torch.save(random_state(), random_path(tmp_path, 0))
     expected = draw()
     assert draw() != expected
     restore_random_state(tmp_path, seed=1, step=2)
@@ -21,7 +21,7 @@ def test_random_numbers_go_on_where_they_were(tmp_path):
 
 
 def test_a_rank_that_wrote_no_state_is_seeded_by_run_step_and_rank(tmp_path, monkeypatch):
-    torch.save(random_state(), random_path(tmp_path))  # of rank 0
+    torch.save(random_state(), random_path(tmp_path, 0))  # of rank 0
     seen = set()
     for seed, step, rank in [(1, 2, 3), (1, 2, 4), (1, 3, 3), (2, 2, 3)]:
         monkeypatch.setenv("RANK", str(rank))

@@ -44,14 +44,16 @@ def _describe_dataset(config: TrainingConfig) -> str:
 
 
 def _describe_batch(config: TrainingConfig, num_ranks: int) -> str:
-    shares = num_ranks // config.engine.sequence_parallel_size
+    size = config.engine.ranks_per_sample
+    shares = num_ranks // size
     accumulation = accumulation_steps(
         global_batch_size=config.batch.global_batch_size,
         micro_batch_size=config.batch.micro_batch_size,
         world_size=max(shares, 1),
     )
     micro = config.batch.micro_batch_size
-    return f"{config.batch.global_batch_size} = {micro} x {num_ranks} ranks x {accumulation}"
+    of = "ranks" if size == 1 else f"groups of {size} ranks"
+    return f"{config.batch.global_batch_size} = {micro} x {shares} {of} x {accumulation}"
 
 
 def _describe_device(config: TrainingConfig) -> str:

@@ -71,6 +71,7 @@ def _check_known(engine: EngineConfig) -> None:
     """Refuse what the formula would be wrong about."""
     unknown = {
         "sequence_parallel_size": engine.sequence_parallel_size > 1,
+        "tensor_parallel_size": engine.tensor_parallel_size > 1,
         "quantize_weights": engine.quantize_weights,
         "quantize_gradients": engine.quantize_gradients,
     }

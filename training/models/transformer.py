@@ -23,6 +23,9 @@ from training.layers.positions import RotaryPositions, position_angles
 OUTPUT = "tokens"
 """What the model gives: logits of the next token at every position. A task says which it needs."""
 
+CUT = ("num_heads", "num_kv_heads", "d_ff")
+"""Of what ranks can hold equal shares: engine.tensor_parallel_size must divide each of them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
