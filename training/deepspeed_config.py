@@ -168,7 +168,7 @@ class Config:
             "offload_optimizer": ("none", "cpu"),
             "offload_parameters": ("none", "cpu"),
             "zero_init": (False,),
-            "hpz_partition_size": (1,),
+            "hpz_partition_size": (1,),  # seen to compute other losses
             "quantize_weights": (False,),
             "quantize_gradients": (False,),
         }
