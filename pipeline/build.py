@@ -1,7 +1,8 @@
 """The driver of a build: tokenizer, the Beam pipeline, publication; every phase is resumable.
 
-What a killed build has finished lies in `DATASET/.work` and is taken up by the next run of the
-same command; `DATASET/manifest.json` is written last.
+What a killed build has finished lies in `DATASET/.work`, or where the dataset is in a store there
+and in a scratch folder, and is taken up by the next run of the same command;
+`DATASET/manifest.json` is written last.
 """
 
 import os
@@ -15,9 +16,10 @@ from pathlib import Path
 import apache_beam as beam
 
 from pipeline import text
-from pipeline.config import LOCAL, PipelineConfig, TextPipelineConfig, byte_config
+from pipeline.config import PipelineConfig, TextPipelineConfig, byte_config
 from pipeline.corpus import Portion, plan_portions
 from pipeline.decide import Terms, decide
+from pipeline.destination import Destination, check_apart, destination_of
 from pipeline.engine_flags import complete_flags
 from pipeline.fingerprints import library_versions, portion_fingerprints, request_fingerprint
 from pipeline.kind import Kind
@@ -35,15 +37,17 @@ from pipeline.space import check_free_space, full_disk_advice
 from pipeline.split import marked_schema
 from pipeline.stage_seconds import add_seconds
 from pipeline.stages import BuildShards, spread_order
-from pipeline.work import FOLDER, WorkFolder
+from pipeline.work import WorkFolder
 from pipeline.worker_versions import are_elsewhere, check_workers
 
 WORKER_BYTES = 32 * 2**20
 """A worker process starts in 3 to 5 s, in which another one reads about so much."""
 
 
-def build(config: PipelineConfig, flags: Sequence[str] = (), *, spills: bool | None = None) -> Path:
-    """Build the dataset of a config, or finish it; returns its folder.
+def build(
+    config: PipelineConfig, flags: Sequence[str] = (), *, spills: bool | None = None
+) -> Path | str:
+    """Build the dataset of a config, or finish it; returns its folder or URL.
 
     Args:
         config: what to build.
@@ -51,12 +55,12 @@ def build(config: PipelineConfig, flags: Sequence[str] = (), *, spills: bool | N
         spills: how documents reach their shard; by default what suits the runner.
 
     Raises:
-        ValueError, OSError: the corpus, the folder or the config do not allow it.
+        ValueError, OSError: the corpus, the folder, the store or the config do not allow it.
         StageError: a stage failed; what is finished is kept.
     """
     started = time.monotonic()
-    dataset_dir = Path(config.dataset_dir.removeprefix(LOCAL)).resolve()
-    _check_apart(dataset_dir, config.corpus.config.path)
+    destination = destination_of(config)
+    check_apart(destination, config.corpus.config.path)
     flags = complete_flags(flags, num_workers=config.num_workers)
     portions = plan_portions(config.corpus.module, config.corpus.config)
     engine = Engine(
@@ -66,32 +70,32 @@ def build(config: PipelineConfig, flags: Sequence[str] = (), *, spills: bool | N
         spills=uses_local_runner(flags) if spills is None else spills,
     )
     request = request_fingerprint(config, portions)
-    with DatasetLock(dataset_dir):
-        if already_published(dataset_dir, request=request, config=byte_config(config)):
-            sys.stdout.write(f"{dataset_dir}: complete already, of this config and corpus\n")
-            return dataset_dir
-        work = WorkFolder(str(dataset_dir / FOLDER))
-        work.create()
-        check_free_space(dataset_dir, portions, growth=config.growth)
-        try:
-            if are_elsewhere(engine.flags):
-                run = partial(run_beam, engine=engine, error_log=work.error_log)
-                check_workers(run, library_versions(config))
-            building = _build_shards(config, portions, engine, work)
-        except StageError as error:
-            advice = full_disk_advice(str(error))
-            raise StageError(f"{error}{advice} (traceback: {work.error_log})") from None
-        publish(replace(building, request=request, started=started))
-    return dataset_dir
+    with DatasetLock(destination.folder):
+        if already_published(destination, request=request, config=byte_config(config)):
+            sys.stdout.write(f"{destination.name}: complete already, of this config and corpus\n")
+        else:
+            destination.claim(request)
+            building = _build(config, portions, engine, destination)
+            publish(replace(building, request=request, started=started), destination)
+    destination.leave()
+    return destination.name
 
 
-def _check_apart(dataset_dir: Path, corpus: Sequence[str]) -> None:
-    for path in corpus:
-        if Path(path).is_dir() and dataset_dir.is_relative_to(Path(path).resolve()):
-            raise ValueError(
-                f"dataset_dir: {dataset_dir} lies in the folder {path} of the corpus, which would "
-                "read its own dataset; choose another dataset_dir"
-            )
+def _build(
+    config: PipelineConfig, portions: list[Portion], engine: Engine, destination: Destination
+) -> Building:
+    """All but publication."""
+    work = destination.work
+    work.create()
+    check_free_space(destination.folder, portions, growth=destination.growth(config))
+    try:
+        if are_elsewhere(engine.flags):
+            run = partial(run_beam, engine=engine, error_log=work.error_log)
+            check_workers(run, library_versions(config))
+        return _build_shards(config, portions, engine, work)
+    except StageError as error:
+        advice = full_disk_advice(str(error))
+        raise StageError(f"{error}{advice} (traceback: {work.error_log})") from None
 
 
 def sensible_workers(portions: Sequence[Portion], work_factor: int = 1) -> int:

@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 from configs import to_dict
 from configs.plugins import Plugin, plugin, plugin_names
+from configs.redact import redact
 from pipeline.normalise import Config as NormaliseConfig
 from pipeline.quality import Config as GopherConfig
 from pipeline.split import SplitConfig
 from pipeline.tokenizer import Config as TokenizerConfig
+from pipeline.urls import is_local, local_path
 
-LOCAL = "file://"
-"""A URL of this machine's own files, which is taken for the path in it."""
 MAX_WORKERS = 1024
 """More than any machine has cores; Beam takes any number, and waits for it without end."""
 MIN_MIB = 0.01
@@ -74,7 +74,8 @@ class PipelineConfig:
     """Distributions in whose hands the bytes are, beside those of every build."""
 
     dataset_dir: str
-    """Local folder of the dataset; made if it does not exist."""
+    """Folder of the dataset, which is made if it does not exist, or URL in a store, as
+    s3://BUCKET/PREFIX."""
     corpus: Plugin = plugin("pipeline.readers", selector="format")
     """What is read; its format decides whether the dataset is of text or of images."""
     deduplicate: bool = True
@@ -85,6 +86,9 @@ class PipelineConfig:
     """Another seed gives another order of documents."""
     shards: ShardsConfig = field(default_factory=ShardsConfig)
     """How the dataset is cut into files."""
+    scratch_dir: str = "scratch"
+    """Local folder, on a cluster one that all workers share, in which the build of a dataset in a
+    store works; what it puts there is removed at the end. A dataset on a disk needs none."""
     num_workers: int = 0
     """Worker processes on this machine; 0 for one per core. Does not change a byte."""
     max_bad_fraction: float = 0.01
@@ -92,11 +96,9 @@ class PipelineConfig:
     writing. Not 0: one broken line must not kill a job of days; every one is in rejects/."""
 
     def __post_init__(self) -> None:
-        if ":/" in self.dataset_dir.removeprefix(LOCAL):
-            raise ValueError(
-                f"dataset_dir: {self.dataset_dir} is a URL; a local folder is needed, copy the "
-                "finished dataset to where it is wanted"
-            )
+        _check_place(self.dataset_dir)
+        if ":/" in self.scratch_dir:
+            raise ValueError(f"scratch_dir: {redact(self.scratch_dir)}; a local folder is needed")
         if not 0 <= self.num_workers <= MAX_WORKERS:
             raise ValueError(f"num_workers: {self.num_workers}; 0 to {MAX_WORKERS} are allowed")
         if not 0 <= self.max_bad_fraction <= 1:
@@ -156,6 +158,22 @@ class TextPipelineConfig(PipelineConfig):
         return (self.tokenizer.path,) if self.tokenizer.path else ()
 
 
+def _check_place(dataset_dir: str) -> None:
+    """A URL is of one store, without credentials, which would come into files and logs."""
+    if redact(dataset_dir) != dataset_dir:
+        raise ValueError(
+            f"dataset_dir must not hold credentials, found {redact(dataset_dir)}; give them as the "
+            "tools of its store do, in the environment or in files"
+        )
+    path = str(local_path(dataset_dir))
+    is_chain = "::" in path or ":/" in path
+    if is_chain or not (is_local(dataset_dir) or path.strip("./")):
+        raise ValueError(
+            f"dataset_dir: {dataset_dir} is no place for a dataset; a local folder is allowed, or "
+            "a URL as s3://BUCKET/PREFIX"
+        )
+
+
 def image_config() -> type[PipelineConfig]:
     """The schema of image builds, imported when it is asked for: a text build needs no Pillow."""
     from pipeline.images.config import ImagePipelineConfig
@@ -169,7 +187,7 @@ def byte_config(config: PipelineConfig) -> dict[str, Any]:
     Where things lie does not: the corpus counts by its files, the tokenizer by its sha256.
     """
     tree = to_dict(config)
-    for key in ("dataset_dir", "num_workers", "max_bad_fraction"):
+    for key in ("dataset_dir", "scratch_dir", "num_workers", "max_bad_fraction"):
         del tree[key]
     del tree["corpus"]["path"]
     tree.get("tokenizer", {}).pop("path", None)

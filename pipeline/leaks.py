@@ -9,7 +9,7 @@ import hashlib
 import numpy as np
 
 from pipeline.plan import MAX_PARTITION_BITS, Histogram, ShardPlan
-from pipeline.shards import finished_row
+from pipeline.shards import written_row
 from pipeline.work import WorkFolder, read_json, write_json
 
 
@@ -19,7 +19,7 @@ def note_leaks(work: WorkFolder, plan: ShardPlan) -> bool:
     Returns:
         True: the plan has to be made again, and its shards written.
     """
-    rows = [finished_row(work, planned) for planned in plan.shards]
+    rows = [written_row(work, planned) for planned in plan.shards]
     assert None not in rows, "a shard was not written"
     if all(row.shard.samples for row in rows if row):
         return False

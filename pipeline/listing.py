@@ -87,5 +87,6 @@ def _rows(path: str) -> Iterator[tuple[dict[str, Any], str]]:
                 yield portion, fingerprint
     except FileNotFoundError:
         raise RefusedError(
-            f"a worker does not see {path}: dataset_dir must be a folder that all workers share"
+            f"a worker does not see {path}: dataset_dir, or scratch_dir of a dataset "
+            "in a store, must be a folder that all workers share"
         ) from None

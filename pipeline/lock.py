@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -22,9 +23,10 @@ class DatasetLock:
     def __enter__(self) -> "DatasetLock":
         if self.path.parent.exists() and not self.path.parent.is_dir():
             raise ValueError(f"{self.path.parent}: is a file; dataset_dir names a folder")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         while self.descriptor < 0:
-            self._try()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # the holder before us removed its scratch folder
+                self._try()
         os.ftruncate(self.descriptor, 0)
         os.write(self.descriptor, str(os.getpid()).encode())
         return self

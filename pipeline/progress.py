@@ -118,7 +118,9 @@ class ProgressDisplay:
                 if ".tar" in entry.name:
                     with suppress(FileNotFoundError):  # it has got its name
                         num_bytes += entry.stat().st_size
-        if num_bytes:
+        if self.work.store and (num_shards or num_bytes):
+            yield f"{num_shards:,} shards in the store, {num_bytes / 1e6:,.0f} MB on the way"
+        elif num_bytes:
             yield f"{num_shards:,} shards written, {num_bytes / 1e6:,.0f} MB"
 
     def _show(self) -> None:

@@ -19,6 +19,7 @@ from pipeline.rejects import add_tallies, tally_row
 from pipeline.report_html import render_html
 from pipeline.shards import ShardRow
 from pipeline.split import SPLITS
+from pipeline.urls import read_url
 from pipeline.work import write_atomic
 
 REPORT, REPORT_HTML = "report.json", "report.html"
@@ -30,9 +31,9 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.report", description="Print the funnel of a dataset."
     )
-    parser.add_argument("dataset", metavar="DATASET", type=Path, help="folder of a dataset")
-    dataset_dir = parser.parse_args(argv).dataset
-    run(lambda: print_report(dataset_dir))
+    parser.add_argument("dataset", metavar="DATASET", help="folder or URL of a dataset")
+    dataset = parser.parse_args(argv).dataset
+    run(lambda: print_report(dataset))
 
 
 def build_report(
@@ -79,24 +80,32 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     write_atomic(folder / REPORT_HTML, page)
 
 
-def print_report(dataset_dir: Path) -> None:
-    """Print the funnel, the rejects by reason and the totals of a dataset.
+def print_report(dataset: str | Path) -> None:
+    """Print the funnel, the rejects by reason and the totals of a dataset, at a path or a URL.
 
     Raises:
         FileNotFoundError: the folder holds no report.
         ValueError: the report is damaged.
+        StoreError: the store does not give it.
     """
-    path = dataset_dir / REPORT
+    where = f"{str(dataset).rstrip('/')}/{REPORT}"
     try:
-        shown = _render(json.loads(path.read_bytes()))
+        content = read_url(where)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no report; is this a dataset?") from None
+        raise FileNotFoundError(f"{where}: no report; is this a dataset?") from None
+    try:
+        show_report(json.loads(content), dataset)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged report ({type(error).__name__}: {error})") from None
+        raise ValueError(f"{where}: damaged report ({type(error).__name__}: {error})") from None
+
+
+def show_report(report: dict[str, Any], dataset: str | Path) -> None:
+    """Print a report, and behind it where its dataset lies."""
+    shown = _render(report)
     console = Console(highlight=False)
     for part in shown:
         console.print(part, markup=False)
-    console.print(f"{dataset_dir}", soft_wrap=True, markup=False)
+    console.print(f"{dataset}", soft_wrap=True, markup=False)
 
 
 def _render(report: dict[str, Any]) -> list[Table | str]:

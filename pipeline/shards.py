@@ -23,6 +23,7 @@ from pipeline.copies import (
     rows_of,
 )
 from pipeline.exclude import Excluded, read_excluded
+from pipeline.into_store import bring_shard, lies_there
 from pipeline.manifest import Chunks, Shard
 from pipeline.plan import PlannedShard
 from pipeline.rejects import Tally, tally, tally_from_row, tally_row, write_rejects
@@ -97,27 +98,38 @@ def write_planned(grouped: Grouped, *, work: WorkFolder, settings: ShardSettings
     """Write a shard unless it is finished already; returns its name."""
     planned, pieces = grouped
     if finished_row(work, planned) is None:
-        documents = _merge(planned, pieces, settings)
-        _write_row(work, planned.name, _write(work, planned, documents, settings))
+        if written_row(work, planned) is None:  # that of another plan is of the tar that goes now
+            work.shard_row(planned.name).unlink(missing_ok=True)
+        row = _write(work, planned, _merge(planned, pieces, settings), settings)
+        if work.store and row.shard.samples:
+            bring_shard(work.store, work.shards / row.shard.name)
+        _write_row(work, planned.name, row)
     return planned.name
 
 
 def finished_row(work: WorkFolder, planned: PlannedShard) -> ShardRow | None:
     """The row of a shard that was finished by this build or, with equal inputs, by an earlier one.
 
-    The tar lies in the work folder, or where a killed publication had brought it already.
+    The tar lies in the store of the build, in the work folder, or where a killed publication had
+    brought it already.
     """
-    row = _read_row(work, planned.name)
-    if row is None or row.fingerprint != planned.fingerprint:
-        return None
-    if not row.shard.samples:
+    row = written_row(work, planned)
+    if row is None or not row.shard.samples:
         return row
+    if work.store:
+        return row if lies_there(work.store, row.shard) else None
     places = (work.shards / row.shard.name, work.root.parent / row.shard.name)
     lies = any(
         path.exists() and path.stat().st_size == row.shard.bytes and index_path(path).exists()
         for path in places
     )
     return row if lies else None
+
+
+def written_row(work: WorkFolder, planned: PlannedShard) -> ShardRow | None:
+    """The row of a shard of this plan, wherever its tar is now."""
+    row = _read_row(work, planned.name)
+    return row if row is not None and row.fingerprint == planned.fingerprint else None
 
 
 def shard_member(name: str) -> str:

@@ -10,39 +10,16 @@ import argparse
 import hashlib
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from configs import command
 from configs.redact import redact
+from pipeline.index import ENERGON_FOLDER
 from pipeline.manifest import FILE_NAME, read_manifest
-from pipeline.transfer import bytes_progress
-from pipeline.urls import StoreError, asking, is_final, locate
-
-MARK = "upload.json"
-"""Object beside an unfinished upload: the sha256 of its manifest."""
-NUM_TRANSFERS = 8
-"""Files under way at once."""
-PAUSES = (1, 2, 4, 8)
-"""Seconds behind each attempt that failed, on top of what the store's package tries itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Destination:
-    """A folder behind a URL."""
-
-    url: str
-    fs: Any
-    path: str
-
-    def at(self, name: str) -> str:
-        return f"{self.path.rstrip('/')}/{name}"
+from pipeline.store import MARK, START_PAUSES, Store
 
 
 def main(argv: Sequence[str]) -> None:
@@ -69,22 +46,22 @@ def upload(dataset_dir: Path, url: str, *, console: Console | None = None) -> No
     _check_shards(dataset_dir)
     manifest = (dataset_dir / FILE_NAME).read_bytes()
     mark = json.dumps({"manifest_sha256": hashlib.sha256(manifest).hexdigest()}).encode()
-    there = Destination(url, *locate(url))
-    sizes = _persist(there, lambda: _sizes(there))
-    if _is_finished(there, sizes, manifest):
+    store = Store.open(url)
+    sizes = store.sizes(START_PAUSES)
+    if _is_finished(store, sizes, manifest):
         print(f"{redact(url)}: holds this dataset already")
         return
-    if _names_other(there, sizes, mark):
+    if _names_other(store, sizes, mark):
         raise ValueError(
             f"{redact(url)}: holds {min(sizes)} and no upload of this dataset; choose another URL, "
             "or delete what is there"
         )
-    _send_bytes(there, MARK, mark)
+    store.send_bytes(MARK, mark)
     files = {path.relative_to(dataset_dir).as_posix(): path for path in _files(dataset_dir)}
     missing = {name: at for name, at in files.items() if sizes.get(name) != at.stat().st_size}
-    _send_files(there, missing, console)
-    _send_bytes(there, FILE_NAME, manifest)
-    _persist(there, lambda: there.fs.rm_file(there.at(MARK)))
+    store.send_files(missing, console)
+    store.send_bytes(FILE_NAME, manifest)
+    store.remove([MARK])
     num_bytes = sum(path.stat().st_size for path in files.values())
     print(
         f"{redact(url)}: {len(files) + 1} files of {num_bytes + len(manifest):,} bytes, "
@@ -106,84 +83,23 @@ def _check_shards(dataset_dir: Path) -> None:
 
 
 def _files(dataset_dir: Path) -> Iterator[Path]:
-    """Everything but the manifest; what begins with a dot is of a build."""
+    """Everything but the manifest; what begins with a dot is of a build, or Energon's folder."""
     for path in sorted(dataset_dir.rglob("*")):
         inside = path.relative_to(dataset_dir)
-        is_hidden = any(part.startswith(".") for part in inside.parts)
+        is_hidden = inside.parts[0].startswith(".") and inside.parts[0] != ENERGON_FOLDER
         if path.is_file() and not is_hidden and inside.as_posix() != FILE_NAME:
             yield path
 
 
-def _sizes(there: Destination) -> dict[str, int]:
-    """Bytes of each object below the folder."""
-    there.fs.invalidate_cache()
-    found = there.fs.find(there.path, detail=True)
-    return {str(name).removeprefix(there.at("")): int(one["size"]) for name, one in found.items()}
+def _is_finished(store: Store, sizes: dict[str, int], manifest: bytes) -> bool:
+    return sizes.get(FILE_NAME) == len(manifest) and store.read(FILE_NAME) == manifest
 
 
-def _is_finished(there: Destination, sizes: dict[str, int], manifest: bytes) -> bool:
-    if sizes.get(FILE_NAME) != len(manifest):
-        return False
-    found: bytes = _persist(there, lambda: there.fs.cat_file(there.at(FILE_NAME)))
-    return found == manifest
-
-
-def _names_other(there: Destination, sizes: dict[str, int], mark: bytes) -> bool:
+def _names_other(store: Store, sizes: dict[str, int], mark: bytes) -> bool:
     """Whether something lies there that no upload of this dataset sent."""
     if not sizes:
         return False
-    if MARK not in sizes or FILE_NAME in sizes:
-        return True
-    found: bytes = _persist(there, lambda: there.fs.cat_file(there.at(MARK)))
-    return found != mark
-
-
-def _send_files(there: Destination, files: dict[str, Path], console: Console | None) -> None:
-    with bytes_progress(console) as progress:
-        total = sum(path.stat().st_size for path in files.values())
-        bar = progress.add_task("uploading", total=total)
-        with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
-            sent = {pool.submit(_send_file, there, *item): item[1] for item in files.items()}
-            try:
-                for future in as_completed(sent):
-                    future.result()
-                    progress.advance(bar, sent[future].stat().st_size)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-
-def _send_file(there: Destination, name: str, path: Path) -> None:
-    _persist(there, lambda: there.fs.put_file(str(path), there.at(name)), name=name)
-    _check_size(there, name, path.stat().st_size)
-
-
-def _send_bytes(there: Destination, name: str, content: bytes) -> None:
-    _persist(there, lambda: there.fs.pipe_file(there.at(name), content), name=name)
-    _check_size(there, name, len(content))
-
-
-def _check_size(there: Destination, name: str, size: int) -> None:
-    """The store has what it took."""
-    there.fs.invalidate_cache()
-    found = _persist(there, lambda: there.fs.info(there.at(name)), name=name)["size"]
-    if found != size:
-        raise StoreError(f"{redact(there.url)}/{name}: has {found} bytes, {size} were sent")
-
-
-def _persist(there: Destination, ask: Callable[[], Any], *, name: str = "") -> Any:
-    """What the store answers, asked again where a later attempt may do better."""
-    where = f"{there.url.rstrip('/')}/{name}" if name else there.url
-    pauses = iter(PAUSES)
-    while True:
-        try:
-            return ask()
-        except Exception as error:  # noqa: BLE001 - every store has classes of its own
-            pause = next(pauses, None)
-            if pause is None or is_final(error):
-                with asking(where):
-                    raise
-            time.sleep(pause)
+    return MARK not in sizes or FILE_NAME in sizes or store.read(MARK) != mark
 
 
 if __name__ == "__main__":

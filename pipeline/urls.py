@@ -4,6 +4,7 @@ import errno
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from fsspec.core import split_protocol, url_to_fs
@@ -58,6 +59,16 @@ for _name in ("aiobotocore", "botocore", "gcsfs", "google", "s3fs"):
 
 class StoreError(OSError):
     """A store does not give what it was asked for; the message names the URL."""
+
+
+def is_local(place: str) -> bool:
+    """Whether a path or URL is of this machine's own files."""
+    return split_protocol(place)[0] in (None, "file", "local")
+
+
+def local_path(place: str) -> Path:
+    """A path or URL of this machine's own files as a path."""
+    return Path(split_protocol(place)[1])
 
 
 def locate(url: str, **options: Any) -> tuple[Any, str]:

@@ -1,5 +1,6 @@
 """`python -m pipeline.verify DATASET`: re-reads a dataset and checks every rule of its format.
 
+DATASET is a folder, or a URL, whose tars come into `TMPDIR` one for each core.
 Prints a row per rule with what was checked and the first faults; exit code 1 on any fault, 2 where
 there is no dataset to verify. Nothing is written.
 """
@@ -20,10 +21,12 @@ from rich.table import Table
 from rich.text import Text
 
 from configs import command
+from configs.redact import redact
 from pipeline import manifest as contract
 from pipeline.encoder import token_dtype
 from pipeline.hashes import Hashes
 from pipeline.manifest import Manifest, Shard, read_manifest
+from pipeline.mirror import Mirror, mirror_of
 from pipeline.tar import scan
 from pipeline.tokenizer import parse_tokenizer, special_tokens
 from pipeline.transfer import bytes_progress
@@ -59,12 +62,12 @@ def main(argv: Sequence[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("dataset", metavar="DATASET", type=Path, help="folder with a manifest.json")
+    parser.add_argument("dataset", metavar="DATASET", help="folder or URL with a manifest.json")
     parser.add_argument("--all", action="store_true", help="show every fault, not the first three")
     arguments = parser.parse_args(argv)
     findings = verify_dataset(arguments.dataset, console=Console(stderr=True))
     shown = len(findings.faults) if arguments.all else EXAMPLES
-    Console().print(render_table(arguments.dataset, findings, examples=shown))
+    Console().print(render_table(redact(arguments.dataset), findings, examples=shown))
     sys.exit(1 if findings.faults else 0)
 
 
@@ -73,16 +76,25 @@ def verify(dataset_dir: str | Path) -> list[Fault]:
 
     Raises:
         FileNotFoundError: the folder holds no dataset.
+        StoreError: the store does not give it.
     """
-    return verify_dataset(Path(dataset_dir)).faults
+    return verify_dataset(dataset_dir).faults
 
 
-def verify_dataset(dataset_dir: Path, *, console: Console | None = None) -> Findings:
+def verify_dataset(dataset: str | Path, *, console: Console | None = None) -> Findings:
     """What was checked and what was found; progress goes to the console."""
     findings = Findings()
-    manifest = _verify_manifest(dataset_dir, findings)
-    if manifest is None:
-        return findings
+    with mirror_of(dataset) as mirror:
+        manifest = _verify_manifest(mirror, findings)
+        if manifest is not None:
+            _verify_files(mirror, manifest, findings, console)
+    return findings
+
+
+def _verify_files(
+    mirror: Mirror, manifest: Manifest, findings: Findings, console: Console | None
+) -> None:
+    dataset_dir = mirror.folder
     check_content(manifest, findings)
     check_files(dataset_dir, manifest, findings)
     check_sidecars(dataset_dir, manifest, findings)
@@ -92,21 +104,20 @@ def verify_dataset(dataset_dir: Path, *, console: Console | None = None) -> Find
     present = [shard for shard in shards if (dataset_dir / shard.name).is_file()]
     hashes: dict[str, Hashes] = {}
     by_shard: dict[str, Findings] = {}
-    for shard, found in _verify_shards(dataset_dir, manifest, present, console):
+    for shard, found in _verify_shards(mirror, manifest, present, console):
         by_shard[shard.name] = found
         hashes[shard.name] = _hash_keys(found.keys)
         found.keys.clear()
     for shard in present:
         findings.extend(by_shard[shard.name])
     _verify_extensions(present, by_shard, findings)
-    _verify_keys(dataset_dir, hashes, findings)
-    return findings
+    _verify_keys(mirror, hashes, findings)
 
 
-def render_table(dataset_dir: Path, findings: Findings, *, examples: int = EXAMPLES) -> Table:
+def render_table(dataset: str | Path, findings: Findings, *, examples: int = EXAMPLES) -> Table:
     """A row per rule that was checked."""
     verdict = f"{len(findings.faults)} faults" if findings.faults else "no fault"
-    table = Table(title=f"{dataset_dir}: {verdict}", title_justify="left")
+    table = Table(title=f"{dataset}: {verdict}", title_justify="left")
     table.add_column("rule")
     table.add_column("checked", justify="right")
     table.add_column("faults", justify="right")
@@ -129,12 +140,13 @@ def render_table(dataset_dir: Path, findings: Findings, *, examples: int = EXAMP
     return table
 
 
-def _verify_manifest(dataset_dir: Path, findings: Findings) -> Manifest | None:
+def _verify_manifest(mirror: Mirror, findings: Findings) -> Manifest | None:
     findings.checked["manifest"] += 1
     try:
-        return read_manifest(dataset_dir)
+        return read_manifest(mirror.folder)
     except ValueError as error:
-        findings.add("manifest", contract.FILE_NAME, str(error))
+        message = str(error).replace(str(mirror.folder), mirror.name)
+        findings.add("manifest", contract.FILE_NAME, message)
         return None
 
 
@@ -169,19 +181,24 @@ def _verify_tokenizer(dataset_dir: Path, manifest: Manifest, findings: Findings)
 
 
 def _verify_shards(
-    dataset_dir: Path, manifest: Manifest, shards: list[Shard], console: Console | None
+    mirror: Mirror, manifest: Manifest, shards: list[Shard], console: Console | None
 ) -> Iterator[tuple[Shard, Findings]]:
     """Verify shards in threads: sha256 and crc32, three quarters of the time, run beside Python."""
     total = sum(shard.bytes for shard in shards)
     with bytes_progress(console) as progress, ThreadPoolExecutor(os.cpu_count()) as threads:
         bar = progress.add_task("verifying", total=total)
         started = {
-            threads.submit(verify_shard, dataset_dir / shard.name, shard, _rules(manifest)): shard
+            threads.submit(_verify_shard, mirror, shard, _rules(manifest)): shard
             for shard in shards
         }
         for future in as_completed(started):
             progress.advance(bar, started[future].bytes)
             yield started[future], future.result()
+
+
+def _verify_shard(mirror: Mirror, shard: Shard, rules: SampleRules | None) -> Findings:
+    with mirror.whole(shard.name) as path:
+        return verify_shard(path, shard, rules)
 
 
 def _rules(manifest: Manifest) -> SampleRules | None:
@@ -214,7 +231,7 @@ def _verify_extensions(
             findings.add("extensions", shard.name, message)
 
 
-def _verify_keys(dataset_dir: Path, hashes: dict[str, Hashes], findings: Findings) -> None:
+def _verify_keys(mirror: Mirror, hashes: dict[str, Hashes], findings: Findings) -> None:
     """Find keys that occur twice by 8 bytes a key; only shards with equal hashes are read again."""
     every = np.concatenate([np.empty(0, np.uint64), *hashes.values()])
     findings.checked["keys"] += len(every)
@@ -223,10 +240,11 @@ def _verify_keys(dataset_dir: Path, hashes: dict[str, Hashes], findings: Finding
     places: dict[str, list[str]] = {}
     for name in sorted(name for name in hashes if np.isin(hashes[name], twice).any()):
         previous = ""
-        for member in scan(dataset_dir / name):
-            if member.key != previous:
-                places.setdefault(member.key, []).append(name)
-            previous = member.key
+        with mirror.whole(name) as path:
+            for member in scan(path):
+                if member.key != previous:
+                    places.setdefault(member.key, []).append(name)
+                previous = member.key
     for key, names in places.items():
         if len(names) > 1:
             numbers = Counter(names)

@@ -1,4 +1,5 @@
-"""The work folder of a build, `DATASET/.work`: what is finished, kept until publication.
+"""The work folder of a build, `DATASET/.work`, or `SCRATCH/.work` of a dataset in a store: what is
+finished, kept until publication.
 
 Everything in it is complete or absent: written under a temporary name, synced, renamed.
 """
@@ -22,6 +23,8 @@ class WorkFolder:
 
     path: str
     """The folder itself, absolute."""
+    store: str = ""
+    """URL of a dataset that is built into a store: finished tars go there at once."""
 
     @property
     def root(self) -> Path:
@@ -86,6 +89,11 @@ class WorkFolder:
     def seconds(self) -> Path:
         """What each stage took so far."""
         return self.root / "seconds.json"
+
+    @property
+    def claim(self) -> Path:
+        """The name by which a store knows this build."""
+        return self.root / "claim.json"
 
     @property
     def error_log(self) -> Path:

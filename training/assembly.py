@@ -11,6 +11,7 @@ import torch
 
 import configs
 from pipeline.manifest import Manifest
+from pipeline.urls import is_local
 from training import checkpoint, distributed, sequence_parallel
 from training.activation_checkpointing import apply_activation_checkpointing
 from training.batch_size import accumulation_steps
@@ -19,7 +20,7 @@ from training.compilation import compile_blocks, compile_loss
 from training.config import TrainingConfig
 from training.console import say
 from training.data.loader import EvaluationBatches, Loader
-from training.data.shards import is_local, load_manifest
+from training.data.shards import load_manifest
 from training.engine import Engine, construction
 from training.events import EventFile
 from training.hooks.anomalies import AnomalyHook, Rollback, pass_over

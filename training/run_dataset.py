@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.manifest import Manifest, Tokenizer
+from pipeline.urls import is_local
 from training import checkpoint
 from training.config import TrainingConfig
 from training.data.config import is_order_of
-from training.data.shards import is_local, load_manifest
+from training.data.shards import load_manifest
 from training.durable import write_durably
 from training.text import read_tokenizer_file
 

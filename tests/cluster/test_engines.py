@@ -151,7 +151,7 @@ def test_a_folder_that_workers_do_not_share(corpora, cpu_env, tmp_path):
         code, text = finish(build(words, tmp_path / "here/d", cpu_env, *prism.flags()))
     assert code == 2
     assert f"error: a worker does not see {tmp_path}/here/d/.work/listing-" in text
-    assert "dataset_dir must be a folder that all workers share" in text
+    assert "must be a folder that all workers share" in text
     assert not (tmp_path / "here/d/manifest.json").exists()
 
 

@@ -41,7 +41,7 @@ def local(dataset):
     return {
         path.relative_to(dataset).as_posix(): path.read_bytes()
         for path in dataset.rglob("*")
-        if path.is_file() and not path.relative_to(dataset).parts[0].startswith(".")
+        if path.is_file()
     }
 
 

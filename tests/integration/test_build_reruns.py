@@ -65,7 +65,7 @@ def test_an_outdated_work_folder_is_not_mixed_in(
 ):
     """A build of other shards that died while publishing leaves tars that must go."""
     dataset_dir = tmp_path / "dataset"
-    monkeypatch.setattr("pipeline.publish.write_manifest", _die)
+    monkeypatch.setattr("pipeline.into_folder.write_manifest", _die)
     with pytest.raises(KeyboardInterrupt):
         build(config(corpus, dataset_dir, "shards.target_mib=0.01", "shuffle_seed=3"))
     assert len(list(dataset_dir.glob("*.tar"))) > len(list(built.glob("*.tar")))
@@ -77,7 +77,7 @@ def test_an_outdated_work_folder_is_not_mixed_in(
 
 def test_sidecars_of_an_abandoned_split_go(config, corpus, tmp_path, monkeypatch):
     dataset_dir = tmp_path / "dataset"
-    monkeypatch.setattr("pipeline.publish.write_manifest", _die)
+    monkeypatch.setattr("pipeline.into_folder.write_manifest", _die)
     with pytest.raises(KeyboardInterrupt):
         build(config(corpus, dataset_dir))
     assert (dataset_dir / "validation.wids.json").exists()

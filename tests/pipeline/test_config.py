@@ -31,7 +31,15 @@ def portions(**changes):
 
 
 @pytest.mark.parametrize(
-    "override", ["dataset_dir=e", "num_workers=3", "max_bad_fraction=0.5", "corpus.path=[x]"]
+    "override",
+    [
+        "dataset_dir=e",
+        "dataset_dir=s3://bucket/e",
+        "scratch_dir=s",
+        "num_workers=3",
+        "max_bad_fraction=0.5",
+        "corpus.path=[x]",
+    ],
 )
 def test_what_decides_no_byte(override):
     assert byte_config(config(override)) == byte_config(config())
@@ -70,7 +78,14 @@ def test_what_decides_bytes(override):
         (["shards.chunk_mib=0.001"], "shards.chunk_mib: 0.001; a number of at least 0.01"),
         (["shards.block_tokens=1023"], "shards.block_tokens: 1023; at least 1024 are allowed"),
         (["quality.max_hash_ratio=nan"], "quality.max_hash_ratio: nan; a number"),
-        (["dataset_dir=s3://bucket/x"], "dataset_dir: s3://bucket/x is a URL; a local folder"),
+        (["dataset_dir=s3:/bucket/x"], "dataset_dir: s3:/bucket/x is no place for a dataset; a lo"),
+        (["dataset_dir=s3://"], "dataset_dir: s3:// is no place for a dataset"),
+        (["dataset_dir=zip://x::s3://b/c.zip"], "is no place for a dataset"),
+        (
+            ["dataset_dir=s3://me:word@bucket/x"],
+            "not hold credentials, found s3://me:***@bucket/x; give",
+        ),
+        (["scratch_dir=s3://bucket/x"], "scratch_dir: s3://bucket/x; a local folder is needed"),
         (["split.fraction=1"], "split.fraction 1.0"),
         (["corpus.format=jsnl"], "did you mean 'jsonl'"),
         (["deduplicates=false"], "did you mean 'deduplicate'"),

@@ -154,5 +154,8 @@ def test_a_listing_is_read_as_it_was_written(tmp_path):
 
 
 def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path):
-    with pytest.raises(RefusedError, match="a worker does not see .*nothere: dataset_dir must be"):
+    with pytest.raises(
+        RefusedError,
+        match="a worker does not see .*nothere: dataset_dir, or scratch_dir .* must be",
+    ):
         next(read_listing(str(tmp_path / "nothere")))

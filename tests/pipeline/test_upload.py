@@ -1,14 +1,16 @@
 """`python -m pipeline.upload`: every byte arrives, the manifest last, and a killed one goes on."""
 
+import hashlib
 import json
 
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline import upload as verb
+from pipeline import store
 from pipeline.manifest import read_manifest
-from pipeline.upload import MARK, upload
+from pipeline.store import MARK
+from pipeline.upload import upload
 
 URL = "memory://bucket/plays"
 
@@ -23,7 +25,7 @@ def dataset(text_dataset):
 
 @pytest.fixture(autouse=True)
 def empty_store(monkeypatch):
-    monkeypatch.setattr(verb.time, "sleep", lambda _: None)
+    monkeypatch.setattr(store.time, "sleep", lambda _: None)
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]
     yield
@@ -39,7 +41,7 @@ def local(dataset):
     return {
         path.relative_to(dataset).as_posix(): path.read_bytes()
         for path in dataset.rglob("*")
-        if path.is_file() and not path.relative_to(dataset).parts[0].startswith(".")
+        if path.is_file()
     }
 
 
@@ -80,10 +82,10 @@ def test_a_second_upload_sends_nothing(dataset, monkeypatch, capsys):
 
 def test_an_error_that_passes_is_tried_again(dataset, monkeypatch):
     name = read_manifest(dataset).splits["train"][0].name
-    sent = failing(monkeypatch, name, times=len(verb.PAUSES))
+    sent = failing(monkeypatch, name, times=len(store.PAUSES))
     upload(dataset, URL)
     assert stored() == local(dataset)
-    assert sent.count(name) == len(verb.PAUSES) + 1
+    assert sent.count(name) == len(store.PAUSES) + 1
 
 
 def test_a_store_that_stays_down_leaves_no_manifest_and_the_same_command_goes_on(
@@ -109,7 +111,7 @@ def test_a_file_that_was_cut_is_sent_again(dataset):
     fs = fsspec.filesystem("memory")
     name = read_manifest(dataset).splits["train"][0].name
     manifest = (dataset / "manifest.json").read_bytes()
-    mark = {"manifest_sha256": verb.hashlib.sha256(manifest).hexdigest()}
+    mark = {"manifest_sha256": hashlib.sha256(manifest).hexdigest()}
     fs.rm_file("/bucket/plays/manifest.json")
     fs.pipe_file(f"/bucket/plays/{MARK}", json.dumps(mark).encode())
     fs.pipe_file(f"/bucket/plays/{name}", b"cut")

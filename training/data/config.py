@@ -6,13 +6,13 @@ from typing import Literal
 
 from configs.redact import redact
 from pipeline.manifest import Manifest
+from pipeline.urls import is_local
 from training.augment.recipe import Recipe
 from training.data.blocks import block_parser
 from training.data.chunks import ChunkReader, Parse, Parsed
 from training.data.image_chunks import parse_images
 from training.data.images import ImageDataset
 from training.data.order import Order
-from training.data.shards import is_local
 from training.data.store import StoreConfig
 from training.data.tokens import TokenDataset
 

@@ -10,9 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
-import fsspec
-
 from pipeline.manifest import FILE_NAME, Manifest, Shard, parse_manifest, read_manifest
+from pipeline.urls import is_local, local_path
 from training.data.patience import Patience
 from training.data.store import Store, StoreConfig
 from training.data.traffic import Traffic
@@ -32,7 +31,7 @@ def load_manifest(dataset_dir: str) -> Manifest:
         OSError: the store does not give it.
     """
     if is_local(dataset_dir):
-        return read_manifest(_local_path(dataset_dir))
+        return read_manifest(local_path(dataset_dir))
     try:
         text = read_file(dataset_dir, FILE_NAME)
     except FileNotFoundError as error:
@@ -46,7 +45,7 @@ def load_manifest(dataset_dir: str) -> Manifest:
 def read_file(dataset_dir: str, name: str) -> bytes:
     """A small file of a local or remote dataset, whole."""
     if is_local(dataset_dir):
-        return (_local_path(dataset_dir) / name).read_bytes()
+        return (local_path(dataset_dir) / name).read_bytes()
     store = Store(dataset_dir, StoreConfig())
     patience = Patience(START_SECONDS)
     return patience.read(lambda: store.read(name), what=f"{dataset_dir}/{name}")
@@ -64,16 +63,11 @@ def open_shards(
     names = [shard.name for shard in shards]
     files: LocalShards | RemoteShards
     if is_local(dataset_dir):
-        files = LocalShards(_local_path(dataset_dir), names)
+        files = LocalShards(local_path(dataset_dir), names)
     else:
         files = RemoteShards(dataset_dir, names, config, traffic)
     _check_sizes(files, shards, dataset_dir)
     return files
-
-
-def is_local(dataset_dir: str) -> bool:
-    """Whether a dataset is on a file system of this machine."""
-    return fsspec.core.split_protocol(dataset_dir)[0] in (None, "file", "local")
 
 
 class LocalShards:
@@ -157,7 +151,3 @@ def _check_sizes(
                 f"{dataset_dir}: shard {shard.name} has {found} bytes, "
                 f"the manifest says {shard.bytes}"
             )
-
-
-def _local_path(dataset_dir: str) -> Path:
-    return Path(fsspec.core.split_protocol(dataset_dir)[1])
