@@ -70,14 +70,17 @@ def build(
         spills=uses_local_runner(flags) if spills is None else spills,
     )
     request = request_fingerprint(config, portions)
-    with DatasetLock(destination.folder):
-        if already_published(destination, request=request, config=byte_config(config)):
-            sys.stdout.write(f"{destination.name}: complete already, of this config and corpus\n")
-        else:
-            destination.claim(request)
-            building = _build(config, portions, engine, destination)
-            publish(replace(building, request=request, started=started), destination)
-    destination.leave()
+    try:
+        with DatasetLock(destination.folder):
+            if already_published(destination, request=request, config=byte_config(config)):
+                told = "complete already, of this config and corpus"
+                sys.stdout.write(f"{destination.name}: {told}\n")
+            else:
+                destination.claim(request)
+                building = _build(config, portions, engine, destination)
+                publish(replace(building, request=request, started=started), destination)
+    finally:
+        destination.leave()
     return destination.name
 
 

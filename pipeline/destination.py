@@ -54,7 +54,9 @@ class Destination(Protocol):
         ...
 
     def leave(self) -> None:
-        """Remove the folder, if it was of the build alone; behind the release of the lock."""
+        """Remove the folder, if it is of builds alone and holds nothing that a rerun could use;
+        behind the release of the lock.
+        """
         ...
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 
 from configs.command import run
-from pipeline.manifest import Manifest, Shard, read_manifest
+from pipeline.manifest import Manifest, Shard
+from pipeline.mirror import Mirror, mirror_of
 from pipeline.tar import index_path, render_index, scan
 from pipeline.work import write_atomic
 
@@ -58,48 +59,50 @@ To read it:
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.index", description=__doc__)
-    parser.add_argument("dataset", metavar="DATASET", type=Path, help="folder of a dataset")
-    dataset_dir = parser.parse_args(argv).dataset
-    run(lambda: index_dataset(dataset_dir))
+    parser.add_argument("dataset", metavar="DATASET", help="folder or URL of a dataset")
+    dataset = parser.parse_args(argv).dataset
+    run(lambda: index_dataset(dataset))
 
 
-def index_dataset(dataset_dir: Path) -> None:
+def index_dataset(dataset: str | Path) -> None:
     """Write the index of every shard, then the sidecars.
 
     Raises:
         FileNotFoundError: no dataset, or a shard is missing.
         ValueError: a shard is damaged, or is not the one of the manifest.
+        StoreError: the store does not give it, or does not take it.
     """
-    manifest = read_manifest(dataset_dir)
-    _remove_unfinished(manifest, dataset_dir)
-    for shards in manifest.splits.values():
+    with mirror_of(dataset) as mirror:
+        manifest = mirror.manifest()
+        _remove_unfinished(manifest, mirror.folder)
+        shards = [shard for shards in manifest.splits.values() for shard in shards]
         for shard in shards:
-            write_atomic(index_path(dataset_dir / shard.name), render_tar_index(dataset_dir, shard))
-    write_sidecars(manifest, dataset_dir)
-    num_shards = sum(map(len, manifest.splits.values()))
-    sys.stdout.write(f"{dataset_dir}: indexes of {num_shards} shards and the sidecars written\n")
+            index = index_path(mirror.folder / shard.name)
+            write_atomic(index, _render_tar_index(mirror, shard))
+            mirror.send(index.name)
+        write_sidecars(manifest, mirror.folder)
+        for name in (CARD, *render_sidecars(manifest)):
+            mirror.send(name)
+        told = f"indexes of {len(shards)} shards and the sidecars written"
+        sys.stdout.write(f"{mirror.name}: {told}\n")
 
 
-def render_tar_index(dataset_dir: Path, shard: Shard) -> bytes:
-    """The index of a shard, from the headers of its tar.
-
-    Raises:
-        FileNotFoundError: the shard is missing.
-        ValueError: it is damaged, or is not the one of the manifest.
-    """
-    path = dataset_dir / shard.name
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: is missing; the manifest lists it")
+def _render_tar_index(mirror: Mirror, shard: Shard) -> bytes:
+    """The index of a shard, from the headers of its tar."""
+    where = f"{mirror.name}/{shard.name}"
+    if not (mirror.folder / shard.name).exists():
+        raise FileNotFoundError(f"{where}: is missing; the manifest lists it")
     offsets, end = [], 0
     try:
-        for _, members in groupby(scan(path), key=lambda member: member.key):
-            sample = list(members)
-            offsets.append(sample[0].offset)
-            end = sample[-1].stop
+        with mirror.whole(shard.name) as path:
+            for _, members in groupby(scan(path), key=lambda member: member.key):
+                sample = list(members)
+                offsets.append(sample[0].offset)
+                end = sample[-1].stop
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{where}: {error}") from None
     if len(offsets) != shard.samples:
-        raise ValueError(f"{path}: {len(offsets)} samples, the manifest has {shard.samples}")
+        raise ValueError(f"{where}: {len(offsets)} samples, the manifest has {shard.samples}")
     return render_index([*offsets, end])
 
 

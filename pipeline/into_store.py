@@ -92,7 +92,7 @@ class IntoStore:
         return config.growth / 2
 
     def leave(self) -> None:
-        with suppress(OSError):  # another build waits in it, or works beside it
+        with suppress(OSError):  # unfinished work is in it, or another build works beside it
             self.folder.rmdir()
             self.folder.parent.rmdir()
 
@@ -102,7 +102,8 @@ class IntoStore:
 
     def _check_mark(self, request: str) -> None:
         mark = self.read_tree(MARK) or {}
-        if mark.get("request") == request or (mark and mark.get("build") == self._build()):
+        is_ours = "build" in mark and mark["build"] == self._build()
+        if is_ours or mark.get("request") == request:
             return
         advice = "choose another dataset_dir, or delete what is there"
         if "build" in mark:

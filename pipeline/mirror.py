@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from configs.redact import redact
-from pipeline.manifest import FILE_NAME
+from pipeline.manifest import FILE_NAME, Manifest, read_manifest
 from pipeline.store import START_PAUSES, Store
 from pipeline.urls import is_local, local_path
-from pipeline.verify_report import FOLDER as REJECTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +30,13 @@ class Mirror:
     sizes: dict[str, int] = field(default_factory=dict)
     """Of objects in the store."""
 
+    def manifest(self) -> Manifest:
+        """Read and checked; what is wrong with it is told under the dataset's name."""
+        try:
+            return read_manifest(self.folder)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(self.folder), self.name)) from None
+
     @contextmanager
     def whole(self, name: str) -> Iterator[Path]:
         """A tar with its content."""
@@ -43,6 +49,11 @@ class Mirror:
             yield path
         finally:
             _empty(path, self.sizes[name])
+
+    def send(self, name: str) -> None:
+        """Bring a small file that was written here to the store."""
+        if self.store is not None:
+            self.store.send(name, self.folder / name)
 
 
 @contextmanager
@@ -70,7 +81,6 @@ def mirror_of(dataset: str | Path) -> Iterator[Mirror]:
 
 
 def _fill(mirror: Mirror, store: Store) -> None:
-    (mirror.folder / REJECTS).mkdir()  # a store keeps no empty folder, as that of no rejects
     small = {}
     for name, size in mirror.sizes.items():
         parts = PurePosixPath(name).parts

@@ -25,7 +25,7 @@ from configs.redact import redact
 from pipeline import manifest as contract
 from pipeline.encoder import token_dtype
 from pipeline.hashes import Hashes
-from pipeline.manifest import Manifest, Shard, read_manifest
+from pipeline.manifest import Manifest, Shard
 from pipeline.mirror import Mirror, mirror_of
 from pipeline.tar import scan
 from pipeline.tokenizer import parse_tokenizer, special_tokens
@@ -34,6 +34,7 @@ from pipeline.verify_files import RULES as FILE_RULES
 from pipeline.verify_files import check_content, check_files, check_sidecars
 from pipeline.verify_images import RULES as IMAGE_RULES
 from pipeline.verify_images import ImageRules
+from pipeline.verify_report import FOLDER as REJECTS
 from pipeline.verify_report import RULES as REPORT_RULES
 from pipeline.verify_report import check_report
 from pipeline.verify_shard import RULES as SHARD_RULES
@@ -95,6 +96,8 @@ def _verify_files(
     mirror: Mirror, manifest: Manifest, findings: Findings, console: Console | None
 ) -> None:
     dataset_dir = mirror.folder
+    if mirror.store is not None:  # which keeps no empty folder
+        (dataset_dir / REJECTS).mkdir(exist_ok=True)
     check_content(manifest, findings)
     check_files(dataset_dir, manifest, findings)
     check_sidecars(dataset_dir, manifest, findings)
@@ -143,10 +146,9 @@ def render_table(dataset: str | Path, findings: Findings, *, examples: int = EXA
 def _verify_manifest(mirror: Mirror, findings: Findings) -> Manifest | None:
     findings.checked["manifest"] += 1
     try:
-        return read_manifest(mirror.folder)
+        return mirror.manifest()
     except ValueError as error:
-        message = str(error).replace(str(mirror.folder), mirror.name)
-        findings.add("manifest", contract.FILE_NAME, message)
+        findings.add("manifest", contract.FILE_NAME, str(error))
         return None
 
 

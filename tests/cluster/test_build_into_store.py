@@ -13,9 +13,10 @@ import time
 import pytest
 
 from tests.cluster.conftest import ROOT
+from tests.cluster.engines import Prism
 from tests.cluster.fault_proxy import FaultProxy
 from tests.cluster.object_store import SECRET
-from tests.cluster.services import free_port
+from tests.cluster.services import Daemons, free_port
 
 SMALL_SHARDS = "shards.target_mib=0.25"
 SAME_EACH_TIME = {"config.yaml", "report.json", "report.html"}
@@ -41,8 +42,8 @@ def command(bucket, cpu_env, object_store, tmp_path):
     """Starts a build into the bucket; `proxy` stands before the store."""
 
     def run(*words, proxy=None, env=None):
-        variables = object_store.env(url=proxy.url) if proxy else object_store.env()
-        return start(f"{bucket}/plays", cpu_env | (env or variables), tmp_path, *words)
+        variables = env or (object_store.env(url=proxy.url) if proxy else object_store.env())
+        return start(f"{bucket}/plays", with_store(cpu_env, variables), tmp_path, *words)
 
     return run
 
@@ -59,6 +60,12 @@ def start(place, env, scratch, *words):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def with_store(env, store_env):
+    """An environment with the variables of a store, and with no other of their kind."""
+    kept = {name: value for name, value in env.items() if not name.startswith("AWS_")}
+    return kept | {name: store_env[name] for name in store_env if name.startswith("AWS_")}
 
 
 def finish(process):
@@ -108,7 +115,7 @@ def test_built_through_faults_verified_and_trained_with_the_losses_of_a_folder(
     assert same_each_time(files) == same_each_time(local(folder))
     assert not any(SECRET.encode() in content for content in files.values())
     assert not (tmp_path / "scratch").exists()
-    env = cpu_env | object_store.env()
+    env = with_store(cpu_env, object_store.env())
     code, out, err = finish(command())
     assert (code, out) == (0, f"{bucket}/plays: complete already, of this config and corpus\n"), err
     report = verb("report", f"{bucket}/plays", env)
@@ -164,6 +171,23 @@ def test_a_killed_build_is_finished_by_the_same_command(
     assert not (tmp_path / "scratch").exists()
 
 
+def test_workers_of_an_engine_write_into_the_store(object_store, bucket, folder, cpu_env, tmp_path):
+    daemons = Daemons()
+    env = with_store(cpu_env, object_store.env())
+    try:
+        prism = Prism(daemons, tmp_path, env)
+        with FaultProxy(object_store.url) as proxy:
+            driver = env | {"AWS_ENDPOINT_URL": proxy.url}
+            code, _, err = finish(start(f"{bucket}/plays", driver, tmp_path, *prism.flags()))
+            assert code == 0, err
+            assert not proxy.count("PUT", "train-0")  # the driver sends no shard
+    finally:
+        daemons.stop()
+    files = stored(object_store, f"{bucket}/plays")
+    assert same_each_time(files) == same_each_time(local(folder))
+    assert not (tmp_path / "scratch").exists()
+
+
 REFUSED = {
     "no credentials": ({"key": ""}, "NoCredentialsError"),
     "wrong secret": ({"secret": "wrong"}, "PermissionError"),
@@ -185,7 +209,7 @@ def test_a_refusal_is_a_line_before_anything_is_read(
 
 
 def test_a_bucket_that_does_not_exist_is_a_line(command, cpu_env, object_store, tmp_path):
-    process = start("s3://nowhere/plays", cpu_env | object_store.env(), tmp_path)
+    process = start("s3://nowhere/plays", with_store(cpu_env, object_store.env()), tmp_path)
     code, _, err = finish(process)
     assert code == 2
     assert err.startswith("error: s3://nowhere/plays")

@@ -240,12 +240,21 @@ def test_two_builds_do_not_publish_over_one_another(into, monkeypatch):
     assert "manifest.json" not in stored()
 
 
-@pytest.mark.parametrize("name", ["train-000000.tar", "notes.txt", "upload.json"])
-def test_what_another_left_is_not_overwritten(into, name):
-    fsspec.filesystem("memory").pipe_file(f"/bucket/web/{name}", b"{}")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train-000000.tar", b""),
+        ("notes.txt", b"precious"),
+        ("upload.json", b"{"),
+        ("upload.json", b'{"manifest_sha256": "of an upload"}'),
+    ],
+)
+def test_what_another_left_is_not_overwritten(into, name, content, tmp_path):
+    fsspec.filesystem("memory").pipe_file(f"/bucket/web/{name}", content)
     with pytest.raises(ValueError, match=rf"{URL}: holds {name}, but no manifest.json"):
         build(into())
-    assert stored() == {name: b"{}"}
+    assert stored() == {name: content}
+    assert not (tmp_path / "scratch").exists()
 
 
 def test_a_changed_config_or_corpus_is_refused_as_for_folders(into, tmp_path):

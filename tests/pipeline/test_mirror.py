@@ -8,6 +8,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline import store
+from pipeline.index import index_dataset
 from pipeline.mirror import mirror_of
 from pipeline.report import print_report
 from pipeline.upload import upload
@@ -42,6 +43,19 @@ def test_a_dataset_without_rejects_has_no_fault(fs, text_dataset):
     fs.pipe_file("/bucket/plays/report.json", json.dumps(report | {"rejects": []}).encode())
     fs.rm("/bucket/plays/rejects", recursive=True)
     assert verify(URL) == []
+
+
+def test_indexes_and_sidecars_are_made_anew(fs, capsys):
+    before = {name: fs.cat_file(name) for name in fs.find("/bucket")}
+    gone = [name for name in before if name.endswith((".idx", ".wids.json")) or ".nv-meta" in name]
+    for name in gone:
+        fs.rm_file(name)
+    index_dataset(URL)
+    assert {name: fs.cat_file(name) for name in fs.find("/bucket")} == before
+    assert f"{URL}: indexes of 3 shards and the sidecars written" in capsys.readouterr().out
+    fs.rm_file(f"/bucket/plays/{SHARD}")
+    with pytest.raises(FileNotFoundError, match=f"^{URL}/{SHARD}: is missing; the manifest lists"):
+        index_dataset(URL)
 
 
 DAMAGES = {

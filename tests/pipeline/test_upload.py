@@ -80,12 +80,13 @@ def test_a_second_upload_sends_nothing(dataset, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == f"{URL}: holds this dataset already"
 
 
-def test_an_error_that_passes_is_tried_again(dataset, monkeypatch):
+def test_an_error_that_passes_is_tried_again(dataset, monkeypatch, caplog):
     name = read_manifest(dataset).splits["train"][0].name
     sent = failing(monkeypatch, name, times=len(store.PAUSES))
     upload(dataset, URL)
     assert stored() == local(dataset)
     assert sent.count(name) == len(store.PAUSES) + 1
+    assert caplog.messages == [f"{URL}/{name}: OSError: slow down; asked again"]
 
 
 def test_a_store_that_stays_down_leaves_no_manifest_and_the_same_command_goes_on(
