@@ -53,7 +53,7 @@ def test_ctrl_c(tmp_path, num_workers):
     time.sleep(5)  # workers read
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=30)
-    assert said.strip().splitlines()[-1] == "interrupted"
+    assert said.strip().splitlines()[-1] == "interrupted", said
     assert "Traceback" not in said
     assert "error" not in said.lower()
     assert process.returncode == 130

@@ -170,7 +170,7 @@ def test_a_lost_sketch_is_made_again(built, corpus, tmp_path):
     dataset = tmp_path / "dataset"
     config = load(PipelineConfig, None, overrides_of(corpus, dataset))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.build.publish", lambda building: None)
+        patch.setattr("pipeline.build.publish", lambda *arguments: None)
         build(config)
     for sketch in (dataset / ".work/sketches").iterdir():
         sketch.write_bytes(sketch.read_bytes()[:-10])

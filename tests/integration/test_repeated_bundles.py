@@ -82,7 +82,7 @@ def test_a_shard_that_two_workers_write_at_once(tmp_path):
 def test_a_build_that_begins_on_an_engine_ends_on_this_machine(make, digests, tmp_path, kind):
     """Portions were read, their documents are gone with the engine, and no shard is finished."""
 
-    def stop(building):
+    def stop(building, destination):
         for path in building.work.shards.iterdir():
             path.unlink()
         raise KeyboardInterrupt
