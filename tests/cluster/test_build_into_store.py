@@ -3,8 +3,10 @@ the same bytes as into a folder; `pipeline.verify` and `pipeline.report` look at
 it with the losses of the folder.
 """
 
+import hashlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import time
 
 import pytest
 
+from pipeline.manifest import parse_manifest
 from tests.cluster.conftest import ROOT
 from tests.cluster.engines import Prism
 from tests.cluster.fault_proxy import FaultProxy
@@ -171,6 +174,35 @@ def test_a_killed_build_is_finished_by_the_same_command(
     assert not (tmp_path / "scratch").exists()
 
 
+def test_killed_whenever_some_more_objects_lie_there(command, object_store, bucket, cpu_env):
+    fs, root = object_store.file_system(), f"{bucket.removeprefix('s3://')}/plays"
+    rng, kills = random.Random(0), 0
+    while True:
+        process = command("shards.target_mib=0.1")
+        enough = len(fs.find(root)) + rng.randint(1, 12)
+        while process.poll() is None and len(fs.find(root)) < enough:
+            time.sleep(0.01)
+        if process.poll() is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills += 1
+        assert_whole_or_none(stored(object_store, f"{bucket}/plays"))
+    code, _, err = finish(process)
+    assert code == 0, err
+    assert kills > 2
+    verified = verb("verify", f"{bucket}/plays", with_store(cpu_env, object_store.env()))
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+def assert_whole_or_none(files):
+    """What a reader finds: a manifest with every shard, or no manifest."""
+    if "manifest.json" in files:
+        manifest = parse_manifest(files["manifest.json"].decode(), where="")
+        for shard in (shard for shards in manifest.splits.values() for shard in shards):
+            assert hashlib.sha256(files[shard.name]).hexdigest() == shard.sha256
+
+
 def test_workers_of_an_engine_write_into_the_store(object_store, bucket, folder, cpu_env, tmp_path):
     daemons = Daemons()
     env = with_store(cpu_env, object_store.env())
@@ -218,9 +250,9 @@ def test_a_bucket_that_does_not_exist_is_a_line(command, cpu_env, object_store, 
 
 
 def test_an_account_that_may_only_read_is_a_line(command, object_store, bucket):
-    object_store.add_reader("reader", "hush-reader", bucket.removeprefix("s3://"))
-    code, _, err = finish(command(env=object_store.env(key="reader", secret="hush-reader")))
+    object_store.add_reader("looker", "hush-looker", bucket.removeprefix("s3://"))
+    code, _, err = finish(command(env=object_store.env(key="looker", secret="hush-looker")))
     assert code == 2
     assert err.startswith(f"error: {bucket}/plays/upload.json: PermissionError")
-    assert "hush-reader" not in err
+    assert "hush-looker" not in err
     assert len(err.splitlines()) == 1
