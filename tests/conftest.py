@@ -28,6 +28,20 @@ def pytest_xdist_make_scheduler(config, log):
     return ByFile(config, log)
 
 
+@pytest.fixture
+def memory_store(monkeypatch):
+    """An empty store in memory, `memory://`, which is asked again without waiting."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    from pipeline import store
+
+    monkeypatch.setattr(store.time, "sleep", lambda _: None)
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+    yield
+    MemoryFileSystem.store.clear()
+
+
 def pytest_collection_modifyitems(items):
     """Tests that need a GPU are skipped, saying so, where there is none."""
     wanting = [item for item in items if item.get_closest_marker("gpu")]

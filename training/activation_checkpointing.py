@@ -84,7 +84,7 @@ class _Selective(nn.Module):
 
     def forward(self, x: Tensor, *shared: Any) -> Tensor:
         compiling = torch.compiler.is_compiling()  # it knows torch's own contexts alone
-        contexts = _compiled_contexts if compiling else _contexts
+        contexts = _torch_contexts if compiling else _contexts
         run = checkpoint(
             lambda x: self.inner(x, *shared), x, use_reentrant=False, context_fn=contexts
         )
@@ -120,7 +120,7 @@ _RUN: dict[str, type[nn.Module]] = {
 
 def _contexts() -> tuple[_CachingTorchDispatchMode, _CachedTorchDispatchMode]:
     """For the forward pass and for the second one, in which the kept results are taken."""
-    keeping, kept = _compiled_contexts()
+    keeping, kept = _torch_contexts()
     keeping.__class__, kept.__class__ = _Keeping, _Kept
     return keeping, kept
 
@@ -156,4 +156,4 @@ def _keep(
     return CheckpointPolicy.PREFER_RECOMPUTE
 
 
-_compiled_contexts = partial(create_selective_checkpoint_contexts, _keep)
+_torch_contexts = partial(create_selective_checkpoint_contexts, _keep)

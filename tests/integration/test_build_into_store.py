@@ -10,20 +10,13 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline import into_store, store
+from pipeline import into_store
 from pipeline.build import build
 from pipeline.runner import StageError
 
 URL = "memory://bucket/web"
 
-
-@pytest.fixture(autouse=True)
-def empty_store(monkeypatch):
-    monkeypatch.setattr(store.time, "sleep", lambda _: None)
-    MemoryFileSystem.store.clear()
-    MemoryFileSystem.pseudo_dirs[:] = [""]
-    yield
-    MemoryFileSystem.store.clear()
+pytestmark = pytest.mark.usefixtures("memory_store")
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from pipeline.upload import upload
 
 URL = "memory://bucket/plays"
 
+pytestmark = pytest.mark.usefixtures("memory_store")
+
 
 DOWN = OSError("slow down")
 
@@ -21,15 +23,6 @@ DOWN = OSError("slow down")
 @pytest.fixture
 def dataset(text_dataset):
     return text_dataset
-
-
-@pytest.fixture(autouse=True)
-def empty_store(monkeypatch):
-    monkeypatch.setattr(store.time, "sleep", lambda _: None)
-    MemoryFileSystem.store.clear()
-    MemoryFileSystem.pseudo_dirs[:] = [""]
-    yield
-    MemoryFileSystem.store.clear()
 
 
 def stored():

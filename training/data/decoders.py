@@ -75,7 +75,6 @@ class Decoders:
     def close(self) -> None:
         """End the processes."""
         self._finalizer()
-        self._pixels.close()
 
     def _hand_out(
         self,

@@ -10,13 +10,13 @@ try:
     from torch.nn.attention.varlen import varlen_attn
 
     _SETTINGS = inspect.signature(varlen_attn).parameters
-except ImportError:  # before torch 2.10
+except ImportError:  # of an older torch
     _SETTINGS = {}  # type: ignore[assignment]
 
 HAS_KERNEL = "window_size" in _SETTINGS
 """Whether this torch has FlashAttention for sequences of different lengths, causal by a window."""
 _SHARED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in _SETTINGS else {}
-"""Before torch 2.12 the kernel takes shared heads unasked."""
+"""Torch 2.11 takes shared heads unasked, 2.13 wants to be told."""
 
 
 def document_mask(documents: Tensor) -> Tensor:

@@ -171,5 +171,5 @@ def _cross_without_kernel(
         output,
         saved=(*exact, *weights),
         gradients=(q.numel * q.width, k_v.numel * k_v.width),
-        workspace=pairs,
+        workspace=pairs + FP32 * k_v.numel // 2 * (k_v.width < FP32),  # the values once more
     )

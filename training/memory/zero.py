@@ -199,7 +199,8 @@ class Zero:
         else:
             width = FP32 if self._casts_each else self.width
             wide = self.sent_width if self.sent_width > width else 0
-            joins = self.sum_width == FP32 or self.ranks.world_size > 1
+            widens = self.sum_width == FP32 and (self.stage == 2 or self._casts_each)
+            joins = widens or self.ranks.world_size > 1
             if self.sum_width == FP32 and self.partition is None:
                 self.partition = self.ledger.book(GRADIENTS, FP32 * self.part)
             self.ledger.visit("buckets", (width * joins + wide) * numel)
@@ -223,7 +224,8 @@ class Zero:
             self.gradients.clear()
         elif self.filled:
             self._reduce(self.filled)
-        self.passing.clear()
+        if self.is_last or self._casts_each or self.stage != 1:
+            self.passing.clear()
 
     def step(self) -> None:
         """The optimizer: what it needs beside what is held."""

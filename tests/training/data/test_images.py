@@ -1,6 +1,8 @@
 """Images of a split: the same tensors for any ranks, workers and micro batches; bad images."""
 
+import contextlib
 import dataclasses
+import gc
 import io
 import os
 import shutil
@@ -8,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -24,6 +27,7 @@ from training.data.config import DataConfig, open_images
 from training.data.image_chunks import parse_images
 from training.data.loader import Loader
 from training.data.shards import load_manifest
+from training.data.shared_pixels import SharedPixels
 
 SIZE = 12
 NUM_IMAGES = 40
@@ -229,6 +233,27 @@ def test_memory_is_used_again_when_nobody_sees_it():
     assert torch.equal(view, held)
     assert not np.array_equal(again[0][2], held[0].numpy())
     pool.close()
+
+
+def test_memory_is_given_back_with_the_pool_and_its_last_batch():
+    def open_files():
+        found = set()
+        for link in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # the folder's own
+                if "memfd:pixels" in str(link.readlink()):
+                    found.add(link.stat().st_ino)  # a mapping has a descriptor of its own
+        return len(found)
+
+    gc.collect()
+    before = open_files()
+    pool = SharedPixels()
+    kept, gone = (pool.take((4, 8, 8, 3))[1] for _ in range(2))
+    assert open_files() == before + 2
+    del gone, pool
+    kept[:] = 7
+    assert (kept == 7).all()
+    del kept
+    assert open_files() == before
 
 
 def test_a_worker_that_dies_costs_its_image_alone(monkeypatch, tmp_path):

@@ -25,6 +25,7 @@ data: {dataset_dir: nowhere, sequence_length: 32}
 batch: {global_batch_size: 8, micro_batch_size: 2}
 schedule: {warmup_steps: 0}
 """
+LONGER = "model.max_positions=128,data.sequence_length=128"
 NARROW = "engine.optimizer_precision=bf16"
 SMALL_BUCKETS = (
     "engine.bucket_elements=1200000,engine.activation_checkpointing=full,data.sequence_length=8"
@@ -33,8 +34,9 @@ CASES = {
     1: (
         "engine.zero_stage=0,model.num_layers=5",
         "engine.zero_stage=2,engine.activation_checkpointing=full,batch.micro_batch_size=4",
-        "engine.zero_stage=1,engine.precision=fp32,ema.decay=0.9,"
-        "model.max_positions=128,data.sequence_length=128",
+        "engine.zero_stage=1,engine.precision=fp32,ema.decay=0.9",
+        f"engine.zero_stage=1,engine.precision=fp32,{LONGER}",
+        f"engine.zero_stage=2,engine.precision=fp32,{LONGER}",
         "engine.zero_stage=2,batch.micro_batch_size=8",
         f"{NARROW},engine.zero_stage=1,batch.micro_batch_size=8",
         f"{NARROW},engine.zero_stage=3",
@@ -43,6 +45,8 @@ CASES = {
         "engine.zero_stage=1",
         "engine.zero_stage=2",
         "engine.zero_stage=3",
+        "engine.zero_stage=1,engine.precision=fp32",
+        "engine.zero_stage=2,engine.precision=fp32",
         f"{NARROW},engine.zero_stage=1,batch.micro_batch_size=4,{SMALL_BUCKETS}",
         f"{NARROW},engine.zero_stage=2",
         f"{NARROW},engine.zero_stage=2,batch.micro_batch_size=4,{SMALL_BUCKETS}",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from training.augment.draws import sample_keys
+from training.compilation import compile_loss
 from training.data.tokens import Sequences
 from training.models.transformer import Config as ModelConfig
 from training.models.transformer import Model
@@ -166,6 +167,25 @@ def test_chunked_loss_and_gradients_are_the_plain_ones(chunk_tokens, tied, dtype
     assert ours[0].dtype == dtype
     for actual, expected in zip(ours, plain(model, batch), strict=True):
         torch.testing.assert_close(actual, expected, rtol=bound, atol=bound)
+
+
+def test_a_compiled_loss_is_the_same_loss():
+    torch.manual_seed(0)
+    model = Model(dataclasses.replace(MODEL, init_std=0.2))
+    tokens = torch.randint(37, (2, 17))
+    batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:].clone()}
+    batch["targets"][1, 3:9] = -100
+    compiled = task(chunk_tokens=16)
+    compile_loss(compiled, backend="aot_eager")
+    torch._dynamo.utils.counters.clear()
+    for _ in range(2):
+        model.zero_grad()
+        loss, _ = compiled.loss(model, batch)
+        loss.backward()
+        ours = [loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())]
+        for actual, expected in zip(ours, plain(model, batch), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=2e-5, atol=2e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
 def test_the_loss_of_a_bf16_model_is_summed_in_fp32():
