@@ -4,8 +4,8 @@
 
 PHOTOS is a folder of JPEG files or of tars of them. Beside a build's own way with an image, its
 sandbox included, the same in plain loops over libraries: `pip install opencv-python-headless`. And
-img2dataset's resizer, from a virtual environment of its own (`pip install img2dataset`), whose pins
-are not ours. What is not installed is left out of the table.
+img2dataset's resizer, from a virtual environment of its own (`pip install img2dataset pillow`),
+whose pins are not ours. What is not installed is left out of the table.
 
 All alternate, pinned to one core. What counts is CPU time, to which other programs add little.
 Quality is that of the stored files against a resize in float64, the Lanczos kernel by its formula.

@@ -25,6 +25,9 @@ from pipeline.urls import asking, locate, member_url
 
 _LOG = logging.getLogger(__name__)
 
+MOST_RECORD_MIB = 256
+"""Beam cannot send an element of 2 GB (#31607). A batch ends with the record that fills it; if each
+byte of that became a token of 4 bytes, it would have 1.25 GiB with its text."""
 FILE_COST_BYTES = 4096
 """What opening a file costs beside its bytes: portions of tiny files are kept small too."""
 
@@ -76,7 +79,7 @@ class CorpusConfig:
     portion_mib: int = 64
     """Largest pieces that uncompressed files are cut into, MiB; a small corpus is cut finer."""
     max_record_mib: int = 32
-    """A larger record is a reject, MiB."""
+    """A larger record is a reject, MiB; at most `MOST_RECORD_MIB`."""
 
     @property
     def resources(self) -> tuple[str, ...]:
@@ -95,6 +98,9 @@ class CorpusConfig:
         for name in ("portion_mib", "max_record_mib"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: is {getattr(self, name)}; it must be at least 1 MiB")
+        if self.max_record_mib > MOST_RECORD_MIB:
+            found = f"max_record_mib: is {self.max_record_mib}; at most {MOST_RECORD_MIB} MiB are"
+            raise ValueError(f"{found} allowed, for engines carry no element of 2 GB")
 
 
 def list_files(path: Sequence[str], extensions: Sequence[str]) -> list[CorpusFile]:

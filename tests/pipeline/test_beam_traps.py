@@ -1,7 +1,8 @@
 """What of Beam 2.77 and of Python the pipeline stays away from, and why.
 
 Elsewhere are tested: flags that engines need (test_engine_flags.py), keys, coders and nothing of
-`__main__` in a job (test_job.py), memory of a shuffle (test_shuffle.py).
+`__main__` in a job (test_job.py), memory of a shuffle (test_shuffle.py), elements that no engine
+could send (test_corpus.py: `max_record_mib`).
 """
 
 import ast

@@ -204,6 +204,7 @@ def test_column_in_some_record_is_enough(tmp_path):
         ({"path": ()}, "path: is empty"),
         ({"path": ("a",), "portion_mib": 0}, "portion_mib: is 0"),
         ({"path": ("a",), "max_record_mib": -1}, "max_record_mib: is -1"),
+        ({"path": ("a",), "max_record_mib": 257}, "is 257; at most 256 MiB are allowed"),
     ],
 )
 def test_config_checks(fields, message):
