@@ -15,6 +15,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.machine import on_this_machine
 from pipeline.work import write_atomic
 
 EXAMPLES = 3
@@ -38,12 +39,14 @@ class Tally:
 def write_rejects(folder: Path, name: str, rejects: pa.RecordBatch) -> None:
     """Write the rows, sorted by origin, as `folder/<stage>/<name>.jsonl.gz`, and no others."""
     for outdated in folder.glob(f"*/{name}.jsonl.gz"):  # of a build with other filters
-        outdated.unlink()
+        with on_this_machine(outdated):
+            outdated.unlink()
     for stage in pc.unique(rejects.column("stage")).to_pylist():
         rows = sort_rejects(rejects.filter(pc.equal(rejects.column("stage"), stage)))
         lines = b"".join(orjson.dumps(row) + b"\n" for row in rows.to_pylist())
         path = folder / stage / f"{name}.jsonl.gz"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with on_this_machine(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, gzip.compress(lines, 6, mtime=0))
 
 

@@ -24,6 +24,7 @@ from pipeline.copies import (
 )
 from pipeline.exclude import Excluded, read_excluded
 from pipeline.into_store import bring_shard, lies_there
+from pipeline.machine import on_this_machine
 from pipeline.manifest import Chunks, Shard
 from pipeline.plan import PlannedShard
 from pipeline.rejects import Tally, tally, tally_from_row, tally_row, write_rejects
@@ -99,7 +100,9 @@ def write_planned(grouped: Grouped, *, work: WorkFolder, settings: ShardSettings
     planned, pieces = grouped
     if finished_row(work, planned) is None:
         if written_row(work, planned) is None:  # that of another plan is of the tar that goes now
-            work.shard_row(planned.name).unlink(missing_ok=True)
+            outdated = work.shard_row(planned.name)
+            with on_this_machine(outdated):
+                outdated.unlink(missing_ok=True)
         row = _write(work, planned, _merge(planned, pieces, settings), settings)
         if work.store and row.shard.samples:
             bring_shard(work.store, work.shards / row.shard.name)
