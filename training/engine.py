@@ -79,7 +79,8 @@ class Engine:
             config,
             micro_batch_size=micro_batch_size,
             gradient_accumulation_steps=gradient_accumulation_steps,
-            num_parameters=count_parameters(objective),
+            num_parameters=count_parameters(objective)
+            - tensor_parallel.count_elsewhere(objective.model, self.cuts, self.ranks_per_group),
             overlap=self.device.type != "cpu",
             layer_specs=tensor_parallel.layer_specs(self.cuts, prefix=PREFIX),
         )

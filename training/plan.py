@@ -57,12 +57,23 @@ def plan(config: TrainingConfig, arguments: argparse.Namespace) -> None:
     machine = _machine(arguments)
     if arguments.out and not arguments.search:
         raise ValueError("--out writes the winner of a search; add --search")
+    if arguments.search or arguments.trace:
+        _check_alone(config)
     if arguments.search:
         return _search(config, machine, console, arguments.out)
     _predict(config, machine, console)
     if arguments.trace:
         _trace(config)
     return None
+
+
+def _check_alone(config: TrainingConfig) -> None:
+    """Refuse what a search or a trace would be wrong about."""
+    if config.engine.ranks_per_sample > 1:
+        raise ValueError(
+            "--search and --trace know ranks with sequences and weights of their own; set "
+            "engine.sequence_parallel_size=1 and engine.tensor_parallel_size=1, or leave them away"
+        )
 
 
 def _predict(config: TrainingConfig, machine: Machine, console: Console) -> None:

@@ -58,6 +58,12 @@ def cut_heads(model: nn.Module, size: int) -> dict[str, Cut]:
     return {name: cut for name, cut in cuts.items() if name in names}
 
 
+def count_elsewhere(model: nn.Module, cuts: Mapping[str, Cut], size: int) -> int:
+    """Parameters of a model that other ranks of a group will hold, and not this one."""
+    cut = [weight.numel() for name, weight in model.named_parameters() if name in cuts]
+    return sum(cut) * (size - 1) // size
+
+
 def layer_specs(cuts: Mapping[str, Cut], *, prefix: str) -> list[dict[str, Any]]:
     """The cuts as AutoTP is told them: one for all blocks of a shape; a bias goes as its weight."""
     specs = {}

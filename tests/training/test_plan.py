@@ -105,11 +105,26 @@ def test_what_fits_nowhere_says_what_it_needs(monkeypatch, capsys):
         (("--out", "x.yaml"), "add --search"),
         (
             ("engine.sequence_parallel_size=2",),
-            "no formula of the memory of engine.sequence_parallel_size",
+            "engine.sequence_parallel_size=2 does not divide the 1 ranks; use a divisor of them",
         ),
         (
-            ("engine.tensor_parallel_size=2",),
-            "no formula of the memory of engine.tensor_parallel_size",
+            ("engine.tensor_parallel_size=2", "--gpus", "3"),
+            "engine.tensor_parallel_size=2 does not divide the 3 ranks; use a divisor of them",
+        ),
+        (
+            (
+                *("engine.zero_stage=3", "engine.compile=none"),
+                *("engine.quantize_weights=true", "--gpus", "8"),
+            ),
+            "no formula of the memory of engine.quantize_weights",
+        ),
+        (
+            ("engine.sequence_parallel_size=2", "--gpus", "8", "--search"),
+            "--search and --trace know ranks with sequences and weights of their own",
+        ),
+        (
+            ("engine.tensor_parallel_size=2", "--gpus", "8", "--trace"),
+            "--search and --trace know ranks with sequences and weights of their own",
         ),
         (("--trace", "--search"), "not allowed with"),
         (("--gpus", "many"), "invalid int value"),

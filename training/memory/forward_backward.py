@@ -15,8 +15,9 @@ WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Bytes of a number."""
 
 
-def build_model(config: TrainingConfig) -> Any:
-    """The model of a config on a tape: `weights()`, and what its task calls.
+def build_model(config: TrainingConfig, *, weight_ranks: int = 1) -> Any:
+    """The model of a config on a tape: `weights()`, and what its task calls; where ranks share
+    weights, that of one of them.
 
     Raises:
         ValueError: there is no formula for this model or task.
@@ -28,9 +29,9 @@ def build_model(config: TrainingConfig) -> Any:
                 f"there is no formula of the memory of {plugin.name}, only of {', '.join(known)}; "
                 "use --trace, which needs none"
             )
-    return importlib.import_module(f"training.memory.models.{config.model.name}").Model(
-        config.model.config
-    )
+    model = importlib.import_module(f"training.memory.models.{config.model.name}").Model
+    share = {"weight_ranks": weight_ranks} if weight_ranks > 1 else {}  # of the decoder alone
+    return model(config.model.config, **share)
 
 
 def run_forward_backward(

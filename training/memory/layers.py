@@ -63,10 +63,17 @@ class Sequences:
     """Of booleans for all pairs, which each layer turns into numbers."""
     goes_by_boundaries: bool = False
     """Of documents, in the place of a mask."""
+    sharing_ranks: int = 1
+    """That share each row: here are the positions of one of them."""
 
     @property
     def num_tokens(self) -> int:
         return self.num_rows * self.num_positions
+
+    @property
+    def num_seen(self) -> int:
+        """Positions of a whole row, which attention sees."""
+        return self.num_positions * self.sharing_ranks
 
 
 class Block:
@@ -150,6 +157,9 @@ def attend(
         heads = layer_norm(tape, normed, weights, width=shape.head_dim)
     if sequences.rotation is not None:
         heads = _rotate(tape, heads, num_turned, sequences.rotation)
+    if sequences.sharing_ranks > 1:
+        heads = _share_heads(tape, heads, shape, sequences)
+        size, values = heads.numel * width, heads.buffer
     if sequences.goes_by_boundaries and heads.buffer is not values:
         tape.ledger.visit(tape.kind, num_turned * width)  # laid out anew, token by token
     kept = [values] if heads.buffer is values else [values, heads.buffer]
@@ -170,8 +180,35 @@ def attend(
         gradients=(size,),
         workspace=_kernel_workspace(tape, shape, num_tokens),
     )
+    if sequences.sharing_ranks > 1:
+        return _tokens_first(tape, _exchange(tape, attended, attended.numel))
     lies_head_by_head = heads.buffer is not values and not sequences.goes_by_boundaries
     return _tokens_first(tape, attended) if lies_head_by_head else attended
+
+
+def _share_heads(tape: Tape, heads: Value, shape: BlockShape, sequences: Sequences) -> Value:
+    """Queries, keys and values of all positions, of this rank's share of the heads: as many."""
+    num_queries, num_all = shape.num_heads, shape.num_heads + 2 * shape.num_kv_heads
+    numel = sequences.num_tokens * num_all * shape.head_dim
+    heads = Value(heads.buffer, numel, heads.width, heads.node)  # values beside turned queries
+    if shape.num_kv_heads % sequences.sharing_ranks:  # each query head gets keys of its own
+        repeated = numel // num_all * 3 * num_queries
+        size = numel * heads.width
+        kept = Value(tape.book(repeated * heads.width), repeated, heads.width, None)
+        heads = tape.record((heads,), kept, gradients=(size,))
+    return _exchange(tape, heads, sequences.num_tokens * shape.num_attended)
+
+
+def _exchange(tape: Tape, x: Value, largest: int) -> Value:
+    """All-to-all between the ranks that share a row, of as many elements as one call takes: what is
+    sent lies together first, what has come is brought in order.
+    """
+    size, workspace = x.numel * x.width, 2 * largest * x.width
+    tape.ledger.visit(tape.kind, workspace)
+    exchanged = Value(tape.book(size), x.numel, x.width, None)
+    # Behind the first of several calls one gradient has been replaced.
+    beside = max(0, workspace + largest * x.width - size)
+    return tape.record((x,), exchanged, gradients=(size,), workspace=beside)
 
 
 def _tokens_first(tape: Tape, attended: Value) -> Value:
@@ -197,7 +234,7 @@ def _rotate(tape: Tape, heads: Value, numel: int, rotation: Value) -> Value:
 
 def _mask(tape: Tape, sequences: Sequences, width: int) -> Buffer:
     """Every layer turns the mask of booleans into numbers to add, and keeps them."""
-    return tape.book(width * sequences.num_rows * sequences.num_positions**2)
+    return tape.book(width * sequences.num_rows * sequences.num_seen**2)
 
 
 def _kernel_workspace(tape: Tape, shape: BlockShape, num_tokens: int) -> int:
@@ -216,7 +253,7 @@ def _attend_without_kernel(
 ) -> Value:
     """Dropout of attention has no kernel on the CPU: weights of all pairs, in fp32, three times."""
     num_tokens, numel = sequences.num_tokens, sequences.num_tokens * shape.num_attended
-    pairs = FP32 * num_tokens * sequences.num_positions * shape.num_heads
+    pairs = FP32 * num_tokens * sequences.num_seen * shape.num_heads
     exact = [tape.book(FP32 * numel) for _ in range(3)]
     weights = [tape.book(pairs) for _ in range(3)]
     output = Value(tape.book(numel * heads.width), numel, heads.width, None)

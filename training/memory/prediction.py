@@ -1,6 +1,6 @@
 """The predicted peak of a rank: one optimizer step played in a ledger, and what it says."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from training.batch_size import accumulation_steps
 from training.config import TrainingConfig
@@ -31,22 +31,24 @@ def predict(config: TrainingConfig, ranks: Ranks) -> Prediction:
         ValueError: there is no formula for the model, or the batch does not fit the ranks.
     """
     _check_known(config.engine)
-    if ranks.world_size % config.engine.hpz_partition_size:
-        raise ValueError(
-            f"engine.hpz_partition_size={config.engine.hpz_partition_size} does not divide the "
-            f"{ranks.world_size} ranks; use a divisor of them"
-        )
+    for name in ("hpz_partition_size", "sequence_parallel_size", "tensor_parallel_size"):
+        if ranks.world_size % getattr(config.engine, name):
+            raise ValueError(
+                f"engine.{name}={getattr(config.engine, name)} does not divide the "
+                f"{ranks.world_size} ranks; use a divisor of them"
+            )
     accumulation = accumulation_steps(
         global_batch_size=config.batch.global_batch_size,
         micro_batch_size=config.batch.micro_batch_size,
-        world_size=ranks.world_size,
+        world_size=ranks.world_size // config.engine.ranks_per_sample,
     )
-    ledger, model = Ledger(), build_model(config)
+    weight_ranks = config.engine.tensor_parallel_size
+    ledger, model = Ledger(), build_model(config, weight_ranks=weight_ranks)
     zero = Zero(
         ledger,
         config.engine,
         model.weights(),
-        ranks,
+        replace(ranks, world_size=ranks.world_size // weight_ranks),  # with the same weights
         gradient_accumulation_steps=accumulation,
         averaged=config.ema.decay > 0,
     )
@@ -64,14 +66,16 @@ def predict(config: TrainingConfig, ranks: Ranks) -> Prediction:
         zero.end_backward()
     zero.step()
     phases = {name: peak for name, peak in ledger.peaks.items() if name != "start"}
-    return Prediction(ledger.peak, phases, host_bytes + zero.host_bytes, zero.num_weights)
+    return Prediction(ledger.peak, phases, host_bytes + zero.host_bytes, _count(config))
+
+
+def _count(config: TrainingConfig) -> int:
+    return sum(weight.numel for weight in build_model(config).weights())
 
 
 def _check_known(engine: EngineConfig) -> None:
     """Refuse what the formula would be wrong about."""
     unknown = {
-        "sequence_parallel_size": engine.sequence_parallel_size > 1,
-        "tensor_parallel_size": engine.tensor_parallel_size > 1,
         "quantize_weights": engine.quantize_weights,
         "quantize_gradients": engine.quantize_gradients,
     }

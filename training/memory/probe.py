@@ -19,6 +19,7 @@ from training.memory.counter import TensorCounter
 from training.memory.trace import build_bare_task, zero_batch
 from training.objective import Objective
 from training.optimizer import build_optimizer
+from training.sequence_parallel import share_sequences
 
 NUM_STEPS = 3
 """The first makes the optimizer's states; the last is like all that follow."""
@@ -26,13 +27,8 @@ NUM_STEPS = 3
 
 def shorten(config: TrainingConfig) -> TrainingConfig:
     """The config with two micro batches a step at most: more take time and no memory."""
-    world_size, size = distributed.world_size(), config.batch.micro_batch_size
-    accumulation = accumulation_steps(
-        global_batch_size=config.batch.global_batch_size,
-        micro_batch_size=size,
-        world_size=world_size,
-    )
-    global_batch_size = size * world_size * min(accumulation, 2)
+    of_pass = config.batch.micro_batch_size * _num_shares(config)
+    global_batch_size = of_pass * min(_accumulation(config), 2)
     return replace(config, batch=replace(config.batch, global_batch_size=global_batch_size))
 
 
@@ -58,14 +54,12 @@ def measure_peak(config: TrainingConfig) -> tuple[int, str]:
 
 def build(config: TrainingConfig) -> tuple[Engine, list[dict[str, Any]]]:
     """The engine of a config without a dataset, and micro batches of zeros for one step."""
-    accumulation = accumulation_steps(
-        global_batch_size=config.batch.global_batch_size,
-        micro_batch_size=config.batch.micro_batch_size,
-        world_size=distributed.world_size(),
-    )
+    accumulation = _accumulation(config)
     settings = config.engine
     with construction(settings):
         model = config.model.module.Model(config.model.config)
+    if settings.sequence_parallel_size > 1:
+        share_sequences(model, settings.sequence_parallel_size)
     apply_activation_checkpointing(
         model.blocks,
         settings.activation_checkpointing,
@@ -83,4 +77,26 @@ def build(config: TrainingConfig) -> tuple[Engine, list[dict[str, Any]]]:
         gradient_accumulation_steps=accumulation,
         ema_decay=config.ema.decay,
     )
-    return engine, [zero_batch(config) for _ in range(accumulation)]
+    return engine, [_own_batch(config, task) for _ in range(accumulation)]
+
+
+def _own_batch(config: TrainingConfig, task: Any) -> dict[str, Any]:
+    """A micro batch of zeros, or this rank's positions of one."""
+    batch, size = zero_batch(config), config.engine.sequence_parallel_size
+    if size == 1:
+        return batch
+    shared: dict[str, Any] = task.share(batch, index=distributed.rank() % size, size=size)
+    return shared
+
+
+def _accumulation(config: TrainingConfig) -> int:
+    return accumulation_steps(
+        global_batch_size=config.batch.global_batch_size,
+        micro_batch_size=config.batch.micro_batch_size,
+        world_size=_num_shares(config),
+    )
+
+
+def _num_shares(config: TrainingConfig) -> int:
+    """Micro batches that all ranks compute at once."""
+    return distributed.world_size() // config.engine.ranks_per_sample

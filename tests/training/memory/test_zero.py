@@ -26,6 +26,14 @@ batch: {global_batch_size: 8, micro_batch_size: 2}
 schedule: {warmup_steps: 0}
 """
 LONGER = "model.max_positions=128,data.sequence_length=128"
+SHARED = (
+    "engine.sequence_parallel_size=2,model.max_positions=512,data.sequence_length=512,"
+    "engine.zero_stage=2,batch.micro_batch_size=4"
+)
+CUT = (
+    "engine.tensor_parallel_size=2,model.max_positions=256,data.sequence_length=256,"
+    "engine.zero_stage=2,batch.micro_batch_size=4"
+)
 NARROW = "engine.optimizer_precision=bf16"
 SMALL_BUCKETS = (
     "engine.bucket_elements=1200000,engine.activation_checkpointing=full,data.sequence_length=8"
@@ -54,6 +62,16 @@ CASES = {
         f"{NARROW},engine.zero_stage=3,batch.micro_batch_size=4",
         f"engine.zero_stage=3,engine.reduce_in_fp32=false,{SMALL_BUCKETS}",
         f"engine.zero_stage=3,engine.hpz_partition_size=2,{SMALL_BUCKETS}",
+        SHARED,
+        f"{SHARED},engine.activation_checkpointing=full",
+        f"{SHARED},engine.zero_stage=3,engine.precision=fp32,model.positions=rotary",
+        f"{SHARED},model.num_kv_heads=2,model.activation=swiglu,model.positions=rotary",
+        f"{SHARED},model.num_kv_heads=1,task.mask_documents=true",
+        CUT,
+        f"{CUT},engine.precision=fp32",
+        f"{CUT},engine.zero_stage=1,engine.activation_checkpointing=full",
+        f"{CUT},engine.zero_stage=3,engine.precision=fp32,model.bias=false",
+        f"{CUT},model.num_kv_heads=2,model.activation=swiglu,model.positions=rotary",
     ),
 }
 """By world size; optimizer states in bf16 with gradients that are added up, and that are not."""

@@ -8,9 +8,14 @@ from training.memory.tape import ACTIVATIONS, LOGITS, Tape, Value
 
 
 def batch_bytes(config: Any) -> int:
-    """Tokens and targets, and with masks positions and documents, 8 bytes each."""
-    num_tokens: int = config.batch.micro_batch_size * config.data.sequence_length
-    return 8 * num_tokens * (4 if config.task.config.mask_documents else 2)
+    """Tokens and targets, with masks or shared sequences positions, and of whole sequences the
+    documents: 8 bytes each.
+    """
+    num_whole: int = config.batch.micro_batch_size * config.data.sequence_length
+    size, masked = config.engine.sequence_parallel_size, config.task.config.mask_documents
+    columns = 3 if masked or size > 1 else 2
+    num_all: int = columns * num_whole // size + num_whole * masked
+    return 8 * num_all
 
 
 def loss(tape: Tape, model: Any, config: Any, *, keeping: Callable[[int], str]) -> Value:
@@ -18,7 +23,8 @@ def loss(tape: Tape, model: Any, config: Any, *, keeping: Callable[[int], str]) 
     features = model.features(
         tape,
         num_rows=config.batch.micro_batch_size,
-        num_positions=config.data.sequence_length,
+        num_positions=config.data.sequence_length // config.engine.sequence_parallel_size,
+        sharing_ranks=config.engine.sequence_parallel_size,
         masked=config.task.config.mask_documents,
         keeping=keeping,
     )
