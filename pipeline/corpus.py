@@ -79,7 +79,7 @@ class CorpusConfig:
     portion_mib: int = 64
     """Largest pieces that uncompressed files are cut into, MiB; a small corpus is cut finer."""
     max_record_mib: int = 32
-    """A larger record is a reject, MiB; at most `MOST_RECORD_MIB`."""
+    """A larger record is a reject, MiB; 1 to 256."""
 
     @property
     def resources(self) -> tuple[str, ...]:

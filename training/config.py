@@ -182,6 +182,12 @@ class TextTrainingConfig(TrainingConfig):
                 f"engine.sequence_parallel_size is {size}, but task.name {self.task.name} has no "
                 "way to share its sequences; use 1"
             )
+        num_heads = getattr(self.model.config, "num_heads", size)
+        if num_heads % size:
+            raise ValueError(
+                f"engine.sequence_parallel_size {size} does not divide model.num_heads "
+                f"{num_heads}, which its ranks share"
+            )
         if self.data.sequence_length % size:
             raise ValueError(
                 f"data.sequence_length {self.data.sequence_length} is no multiple of "

@@ -224,7 +224,11 @@ def test_a_fault_is_survived_or_a_rerun_finishes(engine, corpora, local, cpu_env
     """The job finishes with the same bytes, or fails in a line and a rerun finishes it."""
     folder, env = tmp_path / "text", {**cpu_env, **engine.env}
     process = build(corpora["text"], folder, env, *engine.flags())
-    wait_until(lambda: list((folder / ".work").glob("listing-*")), why=engine.logs)
+    try:
+        wait_until(lambda: list((folder / ".work").glob("listing-*")), why=engine.logs)
+    except AssertionError:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     time.sleep(4)
     if victim == "build":  # with the job server that it has started
         os.killpg(process.pid, signal.SIGKILL)

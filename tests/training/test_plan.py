@@ -108,6 +108,10 @@ def test_what_fits_nowhere_says_what_it_needs(monkeypatch, capsys):
             "engine.sequence_parallel_size=2 does not divide the 1 ranks; use a divisor of them",
         ),
         (
+            ("engine.sequence_parallel_size=8", "--gpus", "8"),
+            "engine.sequence_parallel_size 8 does not divide model.num_heads 12, which its ranks",
+        ),
+        (
             ("engine.tensor_parallel_size=2", "--gpus", "3"),
             "engine.tensor_parallel_size=2 does not divide the 3 ranks; use a divisor of them",
         ),
@@ -142,6 +146,7 @@ def test_nonsense_is_refused_in_a_line(monkeypatch, capsys, words, message):
     [
         (("task.chunk_tokens=100000", "engine.activation_checkpointing=full"), "chunk the loss"),
         ((), "activation_checkpointing=selective or full"),
+        (("engine.tensor_parallel_size=2",), "activation_checkpointing=full would keep"),
         (("batch.micro_batch_size=1", "engine.activation_checkpointing=full"), "zero_stage=2"),
     ],
 )

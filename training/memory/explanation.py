@@ -19,7 +19,7 @@ def explain(prediction: Prediction, config: Any, *, world_size: int) -> str:
     whole = f"of {peak.num_bytes / GIB:.1f} GiB"
     if states >= max(logits, activations):
         what = f"weights, gradients and optimizer are {states / GIB:.1f} {whole}"
-        advice = _advice_on_states(config, world_size)
+        advice = _advice_on_states(config, world_size // config.engine.tensor_parallel_size)
     elif logits >= activations:
         what = f"logits and their gradients are {logits / GIB:.1f} {whole}"
         advice = _advice_on_logits(config)
@@ -29,9 +29,9 @@ def explain(prediction: Prediction, config: Any, *, world_size: int) -> str:
     return f"The peak is in the {peak.moment}: {what}; {advice}."
 
 
-def _advice_on_states(config: Any, world_size: int) -> str:
+def _advice_on_states(config: Any, num_sharing: int) -> str:
     engine = config.engine
-    if world_size > 1 and engine.zero_stage < 3:
+    if num_sharing > 1 and engine.zero_stage < 3:
         return f"engine.zero_stage={engine.zero_stage + 1} would share more of them"
     if engine.offload_optimizer == "none" and engine.zero_stage > 0:
         return "engine.offload_optimizer=cpu would bring the optimizer to the host"
@@ -47,9 +47,9 @@ def _advice_on_logits(config: Any) -> str:
 
 def _advice_on_activations(config: Any) -> str:
     mode = config.engine.activation_checkpointing
-    if mode == "none":
+    if mode == "none" and config.engine.tensor_parallel_size == 1:
         return "engine.activation_checkpointing=selective or full would keep fewer"
-    if mode in ("every_n", "selective"):
+    if mode in ("none", "every_n", "selective"):
         return "engine.activation_checkpointing=full would keep fewer"
     if config.batch.micro_batch_size > 1:
         return "a smaller batch.micro_batch_size would lower them"

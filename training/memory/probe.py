@@ -4,6 +4,7 @@ Of a GPU it is what its allocator says. Of a CPU, which keeps no such statistic,
 tensors of all operations come to; what operations use inside is not in it.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from training.memory.counter import TensorCounter
 from training.memory.trace import build_bare_task, zero_batch
 from training.objective import Objective
 from training.optimizer import build_optimizer
-from training.sequence_parallel import share_sequences
+from training.sequence_parallel import share_batch, share_sequences
 
 NUM_STEPS = 3
 """The first makes the optimizer's states; the last is like all that follow."""
@@ -77,16 +78,10 @@ def build(config: TrainingConfig) -> tuple[Engine, list[dict[str, Any]]]:
         gradient_accumulation_steps=accumulation,
         ema_decay=config.ema.decay,
     )
-    return engine, [_own_batch(config, task) for _ in range(accumulation)]
-
-
-def _own_batch(config: TrainingConfig, task: Any) -> dict[str, Any]:
-    """A micro batch of zeros, or this rank's positions of one."""
-    batch, size = zero_batch(config), config.engine.sequence_parallel_size
-    if size == 1:
-        return batch
-    shared: dict[str, Any] = task.share(batch, index=distributed.rank() % size, size=size)
-    return shared
+    own_batch: Callable[[Any], dict[str, Any]] = zero_batch
+    if settings.sequence_parallel_size > 1:
+        own_batch = share_batch(zero_batch, task.share, settings.sequence_parallel_size)
+    return engine, [own_batch(config) for _ in range(accumulation)]
 
 
 def _accumulation(config: TrainingConfig) -> int:

@@ -224,6 +224,7 @@ class Zero:
             self.gradients.clear()
         elif self.filled:
             self._reduce(self.filled)
+        # In fp32 stage 1 keeps its buckets for the next micro batch.
         if self.is_last or self._casts_each or self.stage != 1:
             self.passing.clear()
 
