@@ -146,7 +146,10 @@ def test_nonsense_is_refused_in_a_line(monkeypatch, capsys, words, message):
     [
         (("task.chunk_tokens=100000", "engine.activation_checkpointing=full"), "chunk the loss"),
         ((), "activation_checkpointing=selective or full"),
-        (("engine.tensor_parallel_size=2",), "activation_checkpointing=full would keep"),
+        (
+            ("engine.tensor_parallel_size=2", "task.chunk_tokens=512"),
+            "activation_checkpointing=full would keep",
+        ),
         (("batch.micro_batch_size=1", "engine.activation_checkpointing=full"), "zero_stage=2"),
     ],
 )
