@@ -55,6 +55,8 @@ MAE = f"mae_small_cifar10 {IMAGES} {B16}"
 WHOLE = " task.chunk_tokens=32768"
 EAGER, BLOCKS = " engine.compile=none", " engine.compile=blocks"
 FULL, SELECTIVE = (f" engine.activation_checkpointing={mode}" for mode in ("full", "selective"))
+OFFLOAD = " engine.offload_optimizer=cpu"
+OFFLOAD_BOTH = OFFLOAD + " engine.offload_parameters=cpu"
 ZERO = tuple(f" engine.zero_stage={stage}" for stage in range(4))
 CASES = {
     "GPT 124M, compiled": GPT + BLOCKS,
@@ -70,6 +72,9 @@ CASES = {
     "GPT 124M, selective, dropout": GPT + EAGER + SELECTIVE + " model.dropout=0.1",
     "GPT 350M, compiled, whole logits": M350 + BLOCKS + WHOLE,
     "GPT 350M, compiled, full": M350 + BLOCKS + FULL,
+    "GPT 350M, ZeRO 2, optimizer on the CPU": M350 + EAGER + ZERO[2] + OFFLOAD,
+    "GPT 350M, ZeRO 3, optimizer and weights on the CPU": M350 + EAGER + ZERO[3] + OFFLOAD_BOTH,
+    "GPT 350M, offload": M350 + EAGER + " engine.activation_checkpointing=offload",
     "GPT 1.3B, compiled, whole logits": B1_3 + BLOCKS + WHOLE,
     "GPT 1.3B": B1_3 + EAGER,
     "GPT 1.3B, compiled, full": B1_3 + BLOCKS + FULL + " batch.micro_batch_size=16",

@@ -98,6 +98,7 @@ class Engine:
             # Nothing is to be summed up; DeepSpeed would copy all gradients there and back.
             self.deepspeed.enable_backward_allreduce = False
         self._complete_deepspeed()
+        self.weights = list(self.deepspeed.module.parameters())
         self.gate = GradientGate(self.deepspeed.optimizer, zero_stage=config.zero_stage)
         self.partition = Partition(self.deepspeed.optimizer, self.module, config)
         masters = self.partition.masters()
@@ -281,9 +282,9 @@ class Engine:
         scaler = self.deepspeed.torch_autocast_z0_gradscaler
         if scaler:
             scaler.unscale_(self.deepspeed.optimizer)
-        weights = list(self.deepspeed.module.parameters())
-        norm = tensor_parallel.grad_norm(weights, self.deepspeed.mpu)
-        nn.utils.clip_grads_with_norm_(weights, self.config.max_grad_norm or math.inf, norm)
+        norm = tensor_parallel.grad_norm(self.weights, self.deepspeed.mpu)
+        if self.config.max_grad_norm:
+            nn.utils.clip_grads_with_norm_(self.weights, self.config.max_grad_norm, norm)
         return norm
 
     def _scaler(self) -> Any:
