@@ -118,6 +118,11 @@ class Config:
         """Neighbouring ranks that compute the same samples together."""
         return self.sequence_parallel_size * self.tensor_parallel_size
 
+    @property
+    def uses_nvme(self) -> bool:
+        """Whether anything waits in files."""
+        return "nvme" in (self.offload_optimizer, self.offload_parameters)
+
     def _check_stages(self) -> None:
         """Refuse what this ZeRO stage cannot do."""
         least = {
@@ -138,11 +143,11 @@ class Config:
                 )
 
     def _check_offload(self) -> None:
-        devices = (self.offload_optimizer, self.offload_parameters)
-        if ("nvme" in devices) != bool(self.nvme_dir):
+        if self.uses_nvme != bool(self.nvme_dir):
             raise ValueError(
-                f"nvme_dir is {self.nvme_dir!r}, offload_optimizer {devices[0]} and "
-                f"offload_parameters {devices[1]}; a folder is needed for nvme, and for it alone"
+                f"nvme_dir is {self.nvme_dir!r}, offload_optimizer {self.offload_optimizer} and "
+                f"offload_parameters {self.offload_parameters}; a folder is needed for nvme, and "
+                "for it alone"
             )
         if self.optimizer_precision == "bf16" and self.precision != "bf16":
             raise ValueError(
@@ -211,10 +216,12 @@ def build_deepspeed_config(
     num_parameters: int,
     overlap: bool,
     layer_specs: Sequence[Mapping[str, Any]] = (),
+    largest_share: int = 100_000_000,
 ) -> dict[str, Any]:
     """The dictionary for `deepspeed.initialize`.
 
-    `overlap` communicates during the backward; `layer_specs` tell AutoTP how to cut weights.
+    `overlap` communicates during the backward; `layer_specs` tell AutoTP how to cut weights;
+    `largest_share` is what a rank has of the largest weight, elements, where that is known.
 
     Raises:
         ValueError: DeepSpeed would do something else than the config says.
@@ -237,7 +244,7 @@ def build_deepspeed_config(
         "wall_clock_breakdown": False,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's steps on the host too, without a compiler
-        "zero_optimization": _zero(config, num_parameters, overlap=overlap),
+        "zero_optimization": _zero(config, num_parameters, largest_share, overlap=overlap),
         **({"compile": {"deepcompile": True}} if config.compile == "deepcompile" else {}),
         **_tensor_parallel(config.tensor_parallel_size, layer_specs),
         **_precision(config, accumulates=accumulates),
@@ -252,7 +259,9 @@ def _tensor_parallel(size: int, layer_specs: Sequence[Mapping[str, Any]]) -> dic
     return {"tensor_parallel": {"autotp_size": size, "partition_config": partition}}
 
 
-def _zero(config: Config, num_parameters: int, *, overlap: bool) -> dict[str, Any]:
+def _zero(
+    config: Config, num_parameters: int, largest_share: int, *, overlap: bool
+) -> dict[str, Any]:
     # DeepSpeed refuses odd ones, which NCCL cannot align.
     bucket = 2 * math.ceil(min(config.bucket_elements, num_parameters) / 2)
     section: dict[str, Any] = {
@@ -266,11 +275,11 @@ def _zero(config: Config, num_parameters: int, *, overlap: bool) -> dict[str, An
     if config.offload_optimizer != "none":
         section["offload_optimizer"] = _offload(config.offload_optimizer, config.nvme_dir)
     if config.zero_stage == 3:
-        section |= _zero3(config, num_parameters, bucket)
+        section |= _zero3(config, num_parameters, largest_share, bucket)
     return section
 
 
-def _zero3(config: Config, num_parameters: int, bucket: int) -> dict[str, Any]:
+def _zero3(config: Config, num_parameters: int, largest_share: int, bucket: int) -> dict[str, Any]:
     live = min(10**9, max(1, num_parameters // 4))
     section: dict[str, Any] = {
         "stage3_prefetch_bucket_size": bucket,
@@ -284,6 +293,8 @@ def _zero3(config: Config, num_parameters: int, bucket: int) -> dict[str, Any]:
     }
     if config.offload_parameters != "none":
         section["offload_param"] = _offload(config.offload_parameters, config.nvme_dir)
+    if config.offload_parameters == "nvme":  # five buffers, pinned
+        section["offload_param"]["buffer_size"] = largest_share
     if config.hpz_partition_size > 1:
         section["zero_hpz_partition_size"] = config.hpz_partition_size
     if config.quantize_weights:

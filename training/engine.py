@@ -25,10 +25,11 @@ from training.deepspeed_config import NEVER, Config, build_deepspeed_config, che
 from training.gradient_gate import GradientGate, has_finite_square
 from training.layout import layout_path
 from training.loss_scale import read_loss_scale, set_loss_scale
-from training.objective import Metrics, MicroBatch, Objective, count_parameters
+from training.objective import Metrics, MicroBatch, Objective, count_parameters, largest_share
 from training.partition import Partition
 from training.reshard import PREFIX, load_resharded
 from training.step_result import StepResult
+from training.swapped import prepare_nvme, with_swapped
 
 os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")  # no CUDA operator of DeepSpeed is compiled here
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -68,13 +69,14 @@ class Engine:
         """Whether a step of this loss and gradient norm may be taken; the same on all ranks."""
         self.wishes_stop: Callable[[], bool] = lambda: False
         """Whether this rank wishes that the run stops; its wish rides along with the loss."""
-        self.device = torch.device(get_accelerator().current_device_name())
         accelerator = get_accelerator()
-        check_device(
-            config, accelerator.device_name(), computes_fp16=accelerator.is_fp16_supported()
-        )
+        self.device = torch.device(accelerator.current_device_name())
+        check_device(config, self.device.type, computes_fp16=accelerator.is_fp16_supported())
         self.ranks_per_group = config.tensor_parallel_size
         self.cuts = tensor_parallel.cut_heads(objective.model, self.ranks_per_group)
+        if config.uses_nvme:
+            builder = deepspeed.ops.op_builder.AsyncIOBuilder()
+            prepare_nvme(config, builder, num_parameters=count_parameters(objective), say=say)
         settings = build_deepspeed_config(
             config,
             micro_batch_size=micro_batch_size,
@@ -83,6 +85,7 @@ class Engine:
             - tensor_parallel.count_elsewhere(objective.model, self.cuts, self.ranks_per_group),
             overlap=self.device.type != "cpu",
             layer_specs=tensor_parallel.layer_specs(self.cuts, prefix=PREFIX),
+            largest_share=largest_share(objective, distributed.world_size()),
         )
         # An engine of stage 0 leaves its dtype behind, in which later ones would communicate.
         torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
@@ -98,11 +101,9 @@ class Engine:
             # Nothing is to be summed up; DeepSpeed would copy all gradients there and back.
             self.deepspeed.enable_backward_allreduce = False
         self._complete_deepspeed()
-        self.weights = list(self.deepspeed.module.parameters())
         self.gate = GradientGate(self.deepspeed.optimizer, zero_stage=config.zero_stage)
         self.partition = Partition(self.deepspeed.optimizer, self.module, config)
-        masters = self.partition.masters()
-        self.average = ema.Average(masters, decay=ema_decay) if ema_decay else None
+        self.average = ema.Average(self.partition.masters(), decay=ema_decay) if ema_decay else None
 
     @property
     def module(self) -> nn.Module:
@@ -192,6 +193,8 @@ class Engine:
         engine.save_checkpoint(
             str(checkpoint_dir), tag=TAG, client_state={"loss_scale": loss_scale}, save_latest=False
         )
+        if self.config.offload_optimizer == "nvme":
+            files = with_swapped(files, engine.optimizer)
         if distributed.is_rank_zero():
             files |= tensor_parallel.description(checkpoint_dir, self.cuts, self.ranks_per_group)
         rank = distributed.rank()
@@ -204,13 +207,8 @@ class Engine:
     def load(self, checkpoint_dir: Path) -> None:
         """Read a checkpoint of this model, of any world size and ZeRO stage; all ranks call it."""
         tensor_parallel.check_size(checkpoint_dir, self.ranks_per_group)
-        if self.partition.was_written(checkpoint_dir):
+        if not self.config.uses_nvme and self.partition.was_written(checkpoint_dir):
             state = self._load_own_files(checkpoint_dir)
-        elif self.config.offload_optimizer == "nvme":
-            raise ValueError(
-                f"{checkpoint_dir} was written by other ranks or at another ZeRO stage; with "
-                "engine.offload_optimizer=nvme a run goes on as it was; use cpu or none to change"
-            )
         else:
             place = self.partition.place
             with tensor_parallel.of_place(checkpoint_dir, place, self.ranks_per_group) as folder:
@@ -253,6 +251,7 @@ class Engine:
         if isinstance(optimizer, BF16_Optimizer):  # it saves no stage, which consolidation asks for
             state_dict = optimizer.state_dict
             optimizer.state_dict = lambda: {**state_dict(), "zero_stage": self.config.zero_stage}
+        self.deepspeed.zero_nvme_offload_optimizer = lambda: False  # see training/swapped.py
         if self.ranks_per_group > 1:  # compares the batches of a group, and fails at dictionaries
             self.deepspeed.first_dataloader_check.remove()
         if isinstance(getattr(optimizer, "loss_scaler", None), DynamicLossScaler):
@@ -282,9 +281,10 @@ class Engine:
         scaler = self.deepspeed.torch_autocast_z0_gradscaler
         if scaler:
             scaler.unscale_(self.deepspeed.optimizer)
-        norm = tensor_parallel.grad_norm(self.weights, self.deepspeed.mpu)
+        weights = list(self.deepspeed.module.parameters())
+        norm = tensor_parallel.grad_norm(weights, self.deepspeed.mpu)
         if self.config.max_grad_norm:
-            nn.utils.clip_grads_with_norm_(self.weights, self.config.max_grad_norm, norm)
+            nn.utils.clip_grads_with_norm_(weights, self.config.max_grad_norm, norm)
         return norm
 
     def _scaler(self) -> Any:

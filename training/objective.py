@@ -59,6 +59,11 @@ def count_parameters(model: nn.Module) -> int:
     return sum(count_elements(parameter) for parameter in model.parameters())
 
 
+def largest_share(model: nn.Module, world_size: int) -> int:
+    """Elements of its largest parameter on one of so many ranks that divide each."""
+    return max(-(-count_elements(parameter) // world_size) for parameter in model.parameters())
+
+
 def count_elements(parameter: nn.Parameter) -> int:
     """Of a parameter, also of one that ZeRO stage 3 has partitioned."""
     elements: int = getattr(parameter, "ds_numel", parameter.numel())

@@ -4,6 +4,7 @@ The names of DeepSpeed's attributes for it, which differ between ZeRO stages, st
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,17 @@ class Partition:
         state = self.optimizer.state if self.zero_stage == 0 else self.optimizer.optimizer.state
         return {name: state[master] for name, master in self.masters().items()}
 
+    @contextmanager
+    def resident(self, name: str) -> Iterator[None]:
+        """Inside, a flat tensor and its states are in memory, also where they lie in files."""
+        swaps = getattr(self.optimizer, "swap_optimizer", False)  # stage 3 alone knows of it
+        swaps = swaps and self.optimizer._swappable_optimizer_subgroup(int(name))
+        if swaps:
+            self.optimizer._optimizer_states_and_gradient_swap_in(int(name))
+        yield
+        if swaps:
+            self.optimizer._optimizer_states_and_gradient_swap_out(int(name))
+
     def step_device(self, master: torch.Tensor) -> torch.device:
         """Where torch's optimizer looks for the count of steps of a flat tensor."""
         group = self.optimizer.param_groups[0]
@@ -56,7 +68,8 @@ class Partition:
         if self.zero_stage == 3:
             self.optimizer.checkpoint_event_prologue()  # partitions what is gathered
             for number in range(len(self.optimizer.fp16_groups)):
-                self.optimizer._reassign_or_swap_out_partitioned_parameters(number)
+                with self.resident(str(number)):
+                    self.optimizer._reassign_or_swap_out_partitioned_parameters(number)
             self.optimizer.checkpoint_event_epilogue()  # gathers what stays so
 
     def buffers(self) -> Iterator[tuple[str, torch.Tensor]]:

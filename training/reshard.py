@@ -7,6 +7,7 @@ stage 0 nor our average of the weights; and it writes the state twice, each mome
 a file of its own.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -93,17 +94,30 @@ def _fill(
     partition: Partition, flats: dict[str, dict[str, Any]], transfers: Sequence[Transfer]
 ) -> None:
     masters, states = partition.masters(), partition.states()
-    for transfer in transfers:
-        master, state = masters[transfer.target], states[transfer.target]
-        for kind, values in flats[transfer.source].items():
-            if kind == "master":
-                _copy(values, master, transfer)
-            elif values.dim() == 0:  # the count of steps
-                state[kind] = values.to(partition.step_device(master), copy=True)
-            else:
-                if kind not in state:  # BF16_Optimizer makes moments at its first step
-                    state[kind] = torch.zeros_like(master)
-                _copy(values, state[kind], transfer)
+    for name, of_target in itertools.groupby(transfers, key=lambda transfer: transfer.target):
+        with partition.resident(name):
+            for transfer in of_target:
+                _fill_piece(
+                    partition, flats[transfer.source], masters[name], states[name], transfer
+                )
+
+
+def _fill_piece(
+    partition: Partition,
+    source: dict[str, Any],
+    master: Tensor,
+    state: dict[str, Any],
+    transfer: Transfer,
+) -> None:
+    for kind, values in source.items():
+        if kind == "master":
+            _copy(values, master, transfer)
+        elif values.dim() == 0:  # the count of steps
+            state[kind] = values.to(partition.step_device(master), copy=True)
+        else:
+            if kind not in state:  # BF16_Optimizer makes moments at its first step
+                state[kind] = torch.zeros_like(master)
+            _copy(values, state[kind], transfer)
 
 
 def _copy(source: Tensor, target: Tensor, transfer: Transfer) -> None:

@@ -99,6 +99,7 @@ class Launched:
     def __init__(self, hosts, folder, config):
         self.hosts, self.folder, self.config = hosts, folder, config
         self.run_dir, self.log = folder / "run", folder / "log"
+        self.process = None
         (folder / "hostfile").write_text("".join(f"{name} slots=1\n" for name in NAMES))
 
     def start(self, *settings):
@@ -142,7 +143,7 @@ def launched(hosts, write_training, tmp_path):
 
     yield make
     for one in made:
-        if one.process.poll() is None:
+        if one.process and one.process.poll() is None:
             os.killpg(one.process.pid, signal.SIGKILL)
 
 

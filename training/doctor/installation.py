@@ -48,7 +48,10 @@ def _check_compiler() -> Finding:
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     if compiler:
         return Finding("ok", "C++ compiler", compiler)
-    needs = "engine.compile=blocks on a CPU and offload to nvme need one: install g++"
+    needs = (
+        "engine.compile=blocks on a CPU and offload to nvme need one: install g++, for nvme also "
+        "libaio-dev"
+    )
     return Finding("note", "C++ compiler", f"none; {needs}")
 
 
