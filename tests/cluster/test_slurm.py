@@ -148,8 +148,8 @@ def test_a_job_trains_to_its_end(slurm, submit, program):
 
 @pytest.mark.parametrize("program", ["srun", "torchrun"])
 def test_told_to_stop_before_its_limit_it_is_requeued_and_goes_on(slurm, submit, program):
-    """The limit is two minutes, and the signal comes at once behind the start of the ranks."""
-    settings = [f"slurm.program={program}", "slurm.time=2", "slurm.stop_seconds=75"]
+    """The limit is three minutes, and the signal comes soon behind the start of the ranks."""
+    settings = [f"slurm.program={program}", "slurm.time=3", "slurm.stop_seconds=75"]
     job, run_dir = submit(*settings, num_steps=3000, every_steps=1000)
     slurm.wait_for_requeue(job, 1, run_dir)
     stopped = last_step(run_dir)
