@@ -10,6 +10,13 @@ from configs import ConfigError, describe, load, to_yaml
 from configs.redact import redact
 
 Schema = TypeVar("Schema")
+AGAIN = 1
+"""The exit code of what another start may mend; 2, of a mistake, is what no start does."""
+MISTAKES = (
+    *(ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError),
+    PermissionError,
+)
+"""Of paths and values that the user gave; other faults of a system are not his."""
 
 
 def parse(
@@ -78,14 +85,15 @@ def _load(
 
 
 def run(main: Callable[[], None], *, who: str = "") -> None:
-    """Run a verb: a mistake of the user or a fault of a disk is one line on stderr, exit code 2.
+    """Run a verb: a mistake of the user is one line on stderr and exit code 2, a fault of a disk, a
+    store or the network, behind which the same command may go on, one line and `AGAIN`.
 
     `who` stands before it, where several processes may say the same.
     """
     try:
         main()
     except (ValueError, OSError) as error:
-        fail(f"{who}error: {error}")
+        fail(f"{who}error: {error}", code=2 if isinstance(error, MISTAKES) else AGAIN)
     except ImportError as error:  # of a store's package, which fsspec imports when it is asked for
         extras = "pip install 'millrace[s3]', 'millrace[gcs]' or 'millrace[http]'"
         fail(f"{who}error: {' '.join(str(error).split())}; see {extras}")

@@ -46,12 +46,23 @@ def main(argv: Sequence[str]) -> None:
     if not arguments.submit:
         sys.stdout.write("\nnothing was written or run; --submit does both\n")
         return
-    check.check_config(run)
-    if arguments.launcher == "hosts":
-        check.check_hosts(run, settings, read_hostfile(settings.hosts.hostfile))
-    if arguments.launcher == "slurm":
-        check.check_time(run, slurm.seconds(settings.slurm.time))
+    _check(arguments.launcher, run, settings)
     plan.submit()
+
+
+def _check(launcher: str, run: Run, settings: Settings) -> None:
+    """What can be seen to fail, before anything is written."""
+    resolved = check.check_config(run)
+    if launcher != "kubernetes":
+        check.check_folder(run)
+    if launcher == "local" and settings.local.program == "deepspeed":
+        check.check_port(settings)
+    if launcher == "hosts":
+        if settings.hosts.program == "deepspeed":
+            check.check_environment(settings, [Path.home(), Path(run.folder)])
+        check.check_hosts(run, settings, read_hostfile(settings.hosts.hostfile))
+    if launcher == "slurm":
+        check.check_time(run, resolved, slurm.seconds(settings.slurm.time))
 
 
 def _render(launcher: str, run: Run, settings: Settings) -> Plan:

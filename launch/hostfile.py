@@ -31,7 +31,7 @@ def read_hostfile(path: str) -> list[Host]:
         text = line.split("#")[0].strip()
         if not text:
             continue
-        match = re.fullmatch(r"([\w.-]+)\s+slots=(\d+)", text, re.ASCII)
+        match = re.fullmatch(r"(\w[\w.-]*)\s+slots=(\d+)", text, re.ASCII)
         if not match or int(match[2]) == 0:
             raise ValueError(
                 f"{path}:{number}: found {text!r}; a line is `HOST slots=N`, N of its devices"

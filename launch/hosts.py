@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from launch.hostfile import Host
@@ -54,7 +55,8 @@ def _deepspeed(
     run: Run, settings: RanksConfig, hosts: Config, machines: Sequence[Host], first: str
 ) -> Plan:
     """DeepSpeed hands arguments by pdsh to a shell of each host, and quotes those with spaces."""
-    words = [run.program("deepspeed"), "--hostfile", hosts.hostfile]
+    hostfile = str(Path(hosts.hostfile).absolute()) if settings.folder else hosts.hostfile
+    words = [run.program("deepspeed"), "--hostfile", hostfile]
     words += ["--launcher", "pdsh", "--force_multi"] if len(machines) == 1 else []
     words += ["--master_addr", first, "--master_port", str(settings.port)]
     given = [_for_shell(word) for word in run.arguments]
@@ -63,6 +65,7 @@ def _deepspeed(
         command=(*words, "--module", "training", *given),
         files={f"{run.folder}/{ENVIRONMENT}": environment} if environment else {},
         env={"PDSH_SSH_ARGS_APPEND": ALIVE},
+        folder=settings.folder,
     )
 
 

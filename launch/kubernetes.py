@@ -16,9 +16,10 @@ from launch.ranks import agent, meeting
 from launch.run import Run
 
 NAME = r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?"
+DNS = r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?"
 """A DNS label; the Job's controller puts the pod's index behind it."""
 MISTAKE = 2
-"""The exit code of a mistake in the config: no retry mends it."""
+"""The exit code of a mistake in the config: no retry mends it; any other is tried again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,14 @@ class Config:
             raise ValueError(
                 f"name has lower-case letters, digits and hyphens, at most 52; found {self.name!r}"
             )
+        if self.image and not re.fullmatch(r"[\w.:/@-]+", self.image, re.ASCII):
+            raise ValueError(f"image is REGISTRY/NAME:TAG, without spaces, found {self.image!r}")
+        for name in ("namespace", "claim", "secret"):
+            found = getattr(self, name)
+            if not re.fullmatch(DNS, found or "a"):
+                raise ValueError(
+                    f"{name} has lower-case letters, digits, hyphens and dots, found {found!r}"
+                )
         if not self.mount.startswith("/"):
             raise ValueError(f"mount is an absolute path, found {self.mount!r}")
 
@@ -84,13 +93,18 @@ def render(run: Run, settings: RanksConfig, kubernetes: Config) -> Plan:
     if not kubernetes.image:
         raise ValueError("kubernetes.image: missing; name a container image that has Millrace")
     run.check_ranks(kubernetes.num_nodes * kubernetes.devices_per_node)
-    name = kubernetes.name or re.sub(r"[^a-z0-9]+", "-", run.name.lower()).strip("-")[:52]
+    name = kubernetes.name or _name_of(run)
     if not re.fullmatch(NAME, name):
         raise ValueError(f"kubernetes.name: {run.name!r} makes none; give one, as first-run")
     objects = [_service(name, kubernetes), _job(name, run, settings, kubernetes)]
     path = f"{name}.yaml"
     text = yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, width=200)
     return Plan(command=("kubectl", "apply", "-f", path), files={path: text})
+
+
+def _name_of(run: Run) -> str:
+    name = re.sub(r"[^a-z0-9]+", "-", run.name.lower()).strip("-")
+    return f"{'run-' if name[:1].isdigit() else ''}{name}"[:52].strip("-")
 
 
 class _Dumper(yaml.SafeDumper):

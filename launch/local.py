@@ -37,6 +37,7 @@ def render(run: Run, settings: RanksConfig, local: Config) -> Plan:
     if local.program == "deepspeed":
         devices = ("--num_gpus", str(local.devices)) if local.devices else ()
         words = [run.program("deepspeed"), *devices, "--master_port", str(settings.port)]
-        return Plan(command=(*words, "--module", "training", *run.arguments), env=env)
-    command = agent(run, settings, devices=local.devices or "auto")
-    return Plan(command=tuple(command), env=env)
+        command = (*words, "--module", "training", *run.arguments)
+        return Plan(command=command, env=env, folder=settings.folder)
+    words = agent(run, settings, devices=local.devices or "auto")
+    return Plan(command=tuple(words), env=env, folder=settings.folder)

@@ -17,12 +17,16 @@ class Plan:
     """Written before: path and content."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Of the command, over that of this process."""
+    folder: str = ""
+    """Where the command starts; empty: here."""
 
     def show(self) -> str:
         """Files and command as one would type them."""
         parts = [f"# {path}\n{text.rstrip()}\n" for path, text in self.files.items()]
         settings = [f"{name}={shlex.quote(value)}" for name, value in self.env.items()]
-        return "\n".join([*parts, f"$ {' '.join([*settings, shlex.join(self.command)])}\n"])
+        there = [f"$ cd {shlex.quote(self.folder)}"] if self.folder else []
+        line = f"$ {' '.join([*settings, shlex.join(self.command)])}\n"
+        return "\n".join([*parts, *there, line])
 
     def write(self) -> None:
         """The files alone."""
@@ -37,6 +41,7 @@ class Plan:
             FileNotFoundError: the command is not installed here.
         """
         self.write()
+        os.chdir(self.folder or ".")
         try:
             os.execvpe(self.command[0], self.command, {**os.environ, **self.env})  # noqa: S606
         except FileNotFoundError:

@@ -4,9 +4,10 @@ import re
 import shlex
 from dataclasses import dataclass
 
+from configs.redact import redact
 from launch.run import Run
 
-SECRET = r"SECRET|PASSWORD|(TOKEN|_KEY|_KEY_ID)$"
+SECRET = r"SECRET|PASSWORD|(TOKEN|_KEY|_KEY_ID|CONNECTION_STRING)$"
 """Of names of variables; those of files with credentials end otherwise."""
 
 
@@ -25,7 +26,7 @@ class Config:
     restarts: int = 0
     """Start all ranks again so many times where one fails; by torchrun's elastic agent alone."""
     port: int = 29500
-    """Where ranks meet, on the first machine."""
+    """Where ranks meet, on the first machine; torchrun's agent of one machine takes a free one."""
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
@@ -33,7 +34,7 @@ class Config:
             if not re.match(r"[A-Za-z_]\w*=", setting) or not setting.isprintable():
                 raise ValueError(f"env holds NAME=VALUE in one line each, found {setting!r}")
             name = setting.split("=")[0]
-            if re.search(SECRET, name, re.IGNORECASE):
+            if re.search(SECRET, name, re.IGNORECASE) or redact(setting) != setting:
                 raise ValueError(
                     f"env would show {name} to whoever reads scripts, manifests or the list of "
                     "processes; docs/object_storage.md has better ways"

@@ -11,6 +11,7 @@ from typing import Any
 
 import configs
 from configs import command
+from configs.redact import redact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,14 @@ def read_run(config: str, overrides: Sequence[str], *, folder: str, python: str)
 
     Raises:
         ConfigError: the file is missing or no YAML, an override is none, or there is no run_dir.
+        ValueError: an override holds credentials.
     """
+    for word in overrides:
+        if redact(word) != word:
+            raise ValueError(
+                f"{redact(word)}: holds credentials, which whoever reads scripts, manifests or the "
+                "list of processes would see; docs/object_storage.md has better ways"
+            )
     tree = configs.read_tree(command.find(config), overrides)
     if not tree.get("run_dir"):
         raise configs.ConfigError(

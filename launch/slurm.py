@@ -12,6 +12,8 @@ from launch.run import Run, quote
 
 TIME = r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?"
 """SLURM's ways to write a time: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
+LONGEST_NOTICE = 65535
+"""Seconds that sbatch takes for a signal before the limit."""
 UNFINISHED = 3
 """Of `python -m training.progress`: steps of the run are left."""
 
@@ -52,6 +54,11 @@ class Config:
         for name in ("num_nodes", "devices_per_node", "cpus_per_device", "stop_seconds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.stop_seconds > LONGEST_NOTICE:
+            raise ValueError(
+                f"stop_seconds is at most {LONGEST_NOTICE}, sbatch's limit, found "
+                f"{self.stop_seconds}"
+            )
         if self.array < 0:
             raise ValueError(f"array must be 0 or more, found {self.array}")
         if seconds(self.time) <= self.stop_seconds:
@@ -100,7 +107,7 @@ def render_script(run: Run, settings: RanksConfig, slurm: Config) -> str:
     start = _srun(run, settings, slurm)
     sections = [
         _options(run, slurm),
-        ["set -u", f"cd {shlex.quote(run.folder)}", *exports(settings)],
+        ["set -u", f"cd {shlex.quote(run.folder)} || exit 2", *exports(settings)],
         _meeting(settings),
         [f"{start} &", "ranks=$!"],
         _WAIT,
@@ -127,10 +134,10 @@ def _options(run: Run, slurm: Config) -> list[str]:
         "partition": slurm.partition,
         "account": slurm.account,
     }
-    lines = [f"#SBATCH --{name}={value}" for name, value in options.items() if value != ""]
-    requeue = [] if slurm.array else ["#SBATCH --requeue"]
-    both = [*requeue, "#SBATCH --open-mode=append"]
-    return ["#!/bin/bash", *lines, *both, *(f"#SBATCH {option}" for option in slurm.options)]
+    lines = [f"--{name}={value}" for name, value in options.items() if value != ""]
+    requeue = [] if slurm.array else ["--requeue"]
+    words = [*lines, *requeue, "--open-mode=append", *slurm.options]
+    return ["#!/bin/bash", *(f"#SBATCH {shlex.quote(word)}" for word in words)]
 
 
 def _meeting(settings: RanksConfig) -> list[str]:

@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 
+import configs
 from configs import command, interrupts
 from training import distributed, restarts
 from training.config import TrainingConfig
@@ -52,11 +53,13 @@ def train(config: TrainingConfig) -> None:
 
     interrupts.hand_over()
     stop = Stop(config.max_hours)
-    engine.initialize_distributed()
+    with distributed.meeting():
+        engine.initialize_distributed()
     with stop.listening(), Watchdog(config.watchdog, stop) as watchdog:
         run = assembly.open_run(config)
         with hold_run_dir(run.dir):
-            check_nodes(config.preflight, run.dir, run.manifest.fingerprint)
+            tree = configs.to_dict(config)
+            check_nodes(config.preflight, run.dir, run.manifest.fingerprint, tree)
             parts = assembly.build_engine(config, run)
             parts.wishes_stop = stop.is_wished
             state = assembly.fit(config, run, parts, watchdog)

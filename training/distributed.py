@@ -10,6 +10,8 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +29,11 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes of the run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_world_size() -> int:
+    """Processes of the run on this machine; 1 where the launcher does not tell."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:
@@ -47,6 +54,36 @@ def check_groups(size: int, option: str) -> None:
             f"{option}={size} does not divide the world size {ranks}; "
             f"use one of {', '.join(map(str, fitting))}"
         )
+
+
+def check_device(num_devices: int) -> None:
+    """Refuse a rank without a device of its own.
+
+    Raises:
+        ValueError: with how many the machine shows.
+    """
+    if local_rank() >= num_devices:
+        raise ValueError(
+            f"rank {rank()}, number {local_rank()} of {socket.gethostname()}, has no device: the "
+            f"machine shows {num_devices}; start as many ranks as it has devices"
+        )
+
+
+@contextmanager
+def meeting() -> Iterator[None]:
+    """What ranks meet in.
+
+    Raises:
+        OSError: the port is taken, or others do not come.
+    """
+    try:
+        yield
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise OSError(
+            f"ranks did not meet at {where}: {str(error).splitlines()[0]}; if another program has "
+            "the port choose a free one: --master_port of deepspeed, launch.port of ours"
+        ) from None
 
 
 def is_rank_zero() -> bool:

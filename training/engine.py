@@ -305,6 +305,7 @@ def initialize_distributed() -> None:
     if get_accelerator().device_name() == "cpu":
         _without_compiled_operator()
     else:
+        distributed.check_device(get_accelerator().device_count())
         get_accelerator().set_device(distributed.local_rank())
         # DeepSpeed takes a group that is there; its own would have NCCL guess the device.
         torch.distributed.init_process_group(

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -45,8 +46,10 @@ class Config:
                 raise ValueError(f"{name} must be 0 or more, found {getattr(self, name)}")
 
 
-def check_nodes(config: Config, run_dir: Path, fingerprint: str) -> None:
+def check_nodes(config: Config, run_dir: Path, fingerprint: str, tree: Mapping[str, Any]) -> None:
     """Compare all ranks with rank 0; measure the network where there is one. Every rank calls it.
+
+    `tree` is the config of the run, which is compared, too.
 
     Raises:
         ValueError: on every rank, naming each host that differs, and in what.
@@ -54,7 +57,7 @@ def check_nodes(config: Config, run_dir: Path, fingerprint: str) -> None:
     if distributed.world_size() == 1:
         return
     hosts = distributed.gather(socket.gethostname())
-    facts = distributed.gather(find_facts(fingerprint))
+    facts = distributed.gather(find_facts(fingerprint) | find_keys(tree))
     distributed.barrier()  # so that all look at their clocks at once
     clocks = distributed.gather(time.time())
     seen = distributed.gather(_sees_folder(run_dir))
@@ -85,6 +88,17 @@ def find_facts(fingerprint: str) -> dict[str, str]:
     return facts
 
 
+def find_keys(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """The values of a config, by name; folders may lie elsewhere on each node."""
+    found: dict[str, str] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= find_keys(value, f"{prefix}{name}.")
+        elif not name.endswith("_dir"):
+            found[f"config key {prefix}{name}"] = str(value)
+    return found
+
+
 def hash_code(packages: Sequence[Path]) -> str:
     """A hash of the names and contents of the packages' Python files."""
     digest = hashlib.sha256()
@@ -98,10 +112,10 @@ def hash_code(packages: Sequence[Path]) -> str:
 def compare(hosts: Sequence[str], facts: Sequence[Mapping[str, str]]) -> list[str]:
     """How hosts differ from the first one."""
     return [
-        f"{name} of {host} is {found[name]}, of {hosts[0]} {value}"
+        f"{name} of {host} is {found.get(name, 'absent')}, of {hosts[0]} {value}"
         for host, found in zip(hosts, facts, strict=True)
         for name, value in facts[0].items()
-        if found[name] != value
+        if found.get(name) != value
     ]
 
 

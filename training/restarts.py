@@ -16,7 +16,7 @@ from types import FrameType
 
 import psutil
 
-from configs.command import fail
+from configs.command import AGAIN, fail
 from training import distributed
 from training.stop import SAME_SECONDS, SIGNALS
 
@@ -77,7 +77,8 @@ def launch(options: argparse.Namespace, arguments: Sequence[str]) -> None:
         fail(
             f"error: machines did not meet at --rdzv-endpoint {options.rdzv_endpoint}: {cause}; "
             f"its host, and {socket.gethostname()}, the name of this one, need addresses that all "
-            "machines know and reach"
+            "machines know and reach",
+            code=AGAIN,  # a machine may come late, or come back
         )
     except SignalException as error:  # Ctrl-C, or the terminal is gone
         fail("interrupted", code=128 + error.sigval)

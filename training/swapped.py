@@ -6,7 +6,6 @@ here a checkpoint holds what any other of ZeRO stage 3 does, and is read as one.
 which DeepSpeed ends the process without a word of Python, is foreseen.
 """
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -71,7 +70,7 @@ def _find_fault(config: Config, num_parameters: int) -> str:
     per_parameter = 16 * (config.offload_optimizer == "nvme")
     width = 4 if config.precision == "fp32" else 2
     per_parameter += width * (config.offload_parameters == "nvme")
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    ranks = distributed.local_world_size()
     needed = per_parameter * num_parameters * ranks // distributed.world_size()
     # Files of a run before this one are written over.
     there = sum(each.stat().st_size for each in folder.glob("zero_stage_3/**/*.swp"))

@@ -104,13 +104,14 @@ def slurm(tmp_path_factory, cpu_env, daemons):
 def submit(slurm, write_training, tmp_path):
     """Submits a run as a user does; returns the job and the folder of the run."""
 
-    def call(*settings, num_steps, **changes):
+    def call(*settings, num_steps, name="run", **changes):
         config = write_training(tmp_path, num_steps=num_steps, **changes)
+        settings = [f"run_dir={tmp_path}/{name}", *settings]
         settings = ["slurm.devices_per_node=2", "slurm.cpus_per_device=1", *settings]
         words = ["-m", "launch", "slurm", config, "slurm.gpus=false", *settings, "--submit"]
         told = slurm(sys.executable, *words, cwd=tmp_path)
         assert "Submitted batch job" in told, told
-        return told.split()[-1], tmp_path / "run"
+        return told.split()[-1], tmp_path / name
 
     yield call
     slurm("scancel", "--full", "--user=root")
@@ -122,7 +123,7 @@ def rows(run_dir):
 
 
 def log_of(run_dir):
-    return "".join(path.read_text() for path in run_dir.parent.glob("run-*.log"))
+    return "".join(path.read_text() for path in run_dir.parent.glob(f"{run_dir.name}-*.log"))
 
 
 def last_step(run_dir):
@@ -157,6 +158,18 @@ def test_told_to_stop_before_its_limit_it_is_requeued_and_goes_on(slurm, submit,
     assert f"stopped by SIGUSR1 behind step {stopped}; the same command goes on" in log_of(run_dir)
     wait_until(lambda: last_step(run_dir) > stopped, why=lambda: log_of(run_dir))
     assert f"resumed from {run_dir}/checkpoints/step-{stopped:08d}" in log_of(run_dir)
+
+
+def test_jobs_of_an_array_follow_one_another(slurm, submit):
+    """Where requeues are forbidden; a name of two words is one to sbatch."""
+    settings = ["slurm.array=2", "slurm.time=3", "slurm.stop_seconds=75"]
+    _, run_dir = submit(*settings, num_steps=100000, every_steps=10000, name="my run")
+    told = "stopped by SIGUSR1 behind step "
+    wait_until(lambda: told in log_of(run_dir), seconds=300, why=lambda: log_of(run_dir))
+    stopped = int(log_of(run_dir).split(told)[1].split(";")[0])
+    wait_until(lambda: last_step(run_dir) > stopped, why=lambda: log_of(run_dir))
+    assert f"resumed from {run_dir}/checkpoints/step-{stopped:08d}" in log_of(run_dir)
+    assert len(list(run_dir.parent.glob("my run-*.log"))) == 2
 
 
 def test_a_preempted_job_stops_with_a_checkpoint_and_goes_on(slurm, submit):

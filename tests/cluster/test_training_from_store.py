@@ -77,7 +77,7 @@ def test_killed_and_resumed_from_a_store_with_faults(start, object_store, text_d
     assert near.wait(timeout=600) == 0
     assert "resumed from" in (tmp_path / "far.log").read_text()
     assert losses(tmp_path / "far/run") == losses(tmp_path / "near/run")
-    assert {"status", "truncate"} <= proxy.struck.keys()
+    assert {"status", "reset", "cut", "truncate", "corrupt", "hang"} == proxy.struck.keys()
     parts = [(path, span) for _, path, span, _ in whole if ".tar" in path]
     assert len(parts) == len(set(parts)), "a chunk was fetched twice for the node"
     for path in [tmp_path / "far.log", *(tmp_path / "far").rglob("*")]:

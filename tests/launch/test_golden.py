@@ -37,7 +37,11 @@ RENDERED = {
     "local-torchrun": lambda: local.render(
         run(), Ranks(restarts=3, env=ENV), local.Config(program="torchrun", devices=8)
     ),
+    "local-elsewhere": lambda: local.render(run(), Ranks(folder="/shared/my work"), local.Config()),
     "hosts": lambda: hosts.render(run(), Ranks(env=ENV), hosts.Config(), TWO),
+    "hosts-elsewhere": lambda: hosts.render(
+        run(), Ranks(folder="/shared/work", env=ENV), hosts.Config(hostfile="/etc/hostfile"), TWO
+    ),
     "hosts-odd-words": lambda: hosts.render(
         run(overrides=("run_dir=/shared/runs/50%", "corpus=[a,b]", "note=two words")),
         Ranks(),
@@ -49,6 +53,11 @@ RENDERED = {
         Ranks(restarts=3, env=ENV),
         hosts.Config(program="torchrun"),
         TWO,
+    ),
+    "slurm-odd-words": lambda: slurm.render(
+        run(tree=run().tree | {"run_dir": "/shared/runs/my run"}),
+        Ranks(),
+        slurm.Config(num_nodes=4, options=("--comment=two words",)),
     ),
     "slurm": lambda: slurm.render(run(), Ranks(env=ENV), slurm.Config(num_nodes=4)),
     "slurm-torchrun": lambda: slurm.render(

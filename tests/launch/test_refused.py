@@ -1,8 +1,15 @@
 """Mistakes are told before anything is started: hostfiles, settings, time limits."""
 
 import json
+import os
+import shutil
+import socket
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import configs
 from launch import check, hosts, kubernetes, local, slurm
@@ -46,6 +53,7 @@ def test_hostfile(tmp_path, text, hosts):
         ("h1 slots=0\n", r":1: found 'h1 slots=0'"),
         ("h1 slots=eight\n", r":1: found 'h1 slots=eight'"),
         ("h1;reboot slots=1\n", r":1: found 'h1;reboot slots=1'"),
+        ("-v slots=1\n", r":1: found '-v slots=1'"),
         ("# nothing\n", r"holds no host"),
     ],
 )
@@ -71,6 +79,11 @@ def test_no_hostfile(tmp_path):
             "launch.env would show AWS_SECRET_ACCESS_KEY to",
         ),
         ("launch.env=[HF_TOKEN=hush]", "launch.env would show HF_TOKEN to whoever reads scripts"),
+        ("launch.env=[HTTPS_PROXY=http://me:hush@proxy:1]", "launch.env would show HTTPS_PROXY"),
+        (
+            "launch.env=[AZURE_STORAGE_CONNECTION_STRING=AccountKey=hush]",
+            "launch.env would show AZURE_STORAGE_CONNECTION_STRING",
+        ),
         ("local.devices=-1", "local.devices must be 0 or more, found -1"),
         ("hosts.ssh_seconds=0", "hosts.ssh_seconds must be at least 1, found 0"),
         ("hosts.programme=torchrun", "hosts.programme: unknown key (did you mean 'program'?)"),
@@ -79,11 +92,16 @@ def test_no_hostfile(tmp_path):
         ("slurm.time=soon", "slurm.time is D-HH:MM:SS, HH:MM:SS or minutes, found 'soon'"),
         ("slurm.time=5", "slurm.time 5 is not above stop_seconds 300"),
         ("slurm.options=[-q]", "slurm.options are sbatch's, as --qos=high; found '-q'"),
+        ("slurm.stop_seconds=70000", "slurm.stop_seconds is at most 65535, sbatch's limit"),
         ("slurm.mounts=[/a:/a]", "slurm.mounts are folders of a container"),
         ("kubernetes.memory_gib=0", "kubernetes.memory_gib must be at least 1, found 0"),
         ("kubernetes.shared_memory_gib=65", "kubernetes.shared_memory_gib must be 0 to memory_gib"),
         ("kubernetes.retries=-1", "kubernetes.retries must be 0 or more"),
         ("kubernetes.name=My_run", "kubernetes.name has lower-case letters"),
+        ("kubernetes.image=bad image", "kubernetes.image is REGISTRY/NAME:TAG, without spaces"),
+        ("kubernetes.claim=My Claim", "kubernetes.claim has lower-case letters"),
+        ("kubernetes.secret=my_keys", "kubernetes.secret has lower-case letters"),
+        ("kubernetes.namespace=X", "kubernetes.namespace has lower-case letters"),
         ("kubernetes.mount=data", "kubernetes.mount is an absolute path, found 'data'"),
     ],
 )
@@ -167,12 +185,128 @@ def test_a_run_without_a_folder(tmp_path):
 
 def test_a_time_limit_without_a_checkpoint(run, tmp_path):
     """By the speed that the run has shown; without one nothing is known."""
-    check.check_time(run(), 60)
+    every_500 = {"checkpoints": {"every_steps": 500}}
+    check.check_time(run(), every_500, 60)
     (tmp_path / "runs/a").mkdir(parents=True)
     rows = [json.dumps({"step": n, "step_seconds": 10.0 if n == 1 else 2.0}) for n in range(1, 9)]
-    (tmp_path / "runs/a/metrics.jsonl").write_text("\n".join(rows))
-    check.check_time(run(), 1000)
+    torn = '{"step": 9, "step_sec'
+    (tmp_path / "runs/a/metrics.jsonl").write_text("\n".join([*rows, torn]))
+    check.check_time(run(), every_500, 1000)
     told = r"slurm.time is 999 s, but .* every 500 steps, which is every 1,000 s by .*metrics.jsonl"
     with pytest.raises(ValueError, match=told):
-        check.check_time(run(), 999)
-    check.check_time(run("checkpoints.every_steps=499"), 999)
+        check.check_time(run(), every_500, 999)
+    check.check_time(run(), {"checkpoints": {"every_steps": 499}}, 999)
+    check.check_time(run(), {"checkpoints": {"every_steps": 0}}, 999)
+
+
+def test_the_default_interval_of_checkpoints_counts(tmp_path):
+    """What the config leaves out, the training stage fills in."""
+    (tmp_path / "runs/a").mkdir(parents=True)
+    (tmp_path / "runs/a/metrics.jsonl").write_text('{"step": 1, "step_seconds": 20.0}\n')
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "run_dir: runs/a\nnum_steps: 5\nmodel: {name: transformer, vocab_size: 32}\n"
+        "task: {name: causal_lm}\ndata: {dataset_dir: d, sequence_length: 32}\n"
+        "batch: {global_batch_size: 12, micro_batch_size: 2}\nschedule: {warmup_steps: 1}\n"
+    )
+    found = read_run(str(path), (), folder=str(tmp_path), python=sys.executable)
+    with pytest.raises(ValueError, match="slurm.time is 600 s, but a checkpoint comes every 500"):
+        check.check_time(found, check.check_config(found), 600)
+
+
+@pytest.mark.parametrize("names", [("localhost", "127.0.0.1"), ("h1", "127.0.0.1", "localhost")])
+def test_a_machine_under_two_names(names):
+    with pytest.raises(
+        ValueError, match=r"hosts \S+ and localhost|hosts \S+ and 127.0.0.1 are one"
+    ):
+        check.check_same([Host(name, 1) for name in names])
+
+
+def test_files_of_an_environment_that_deepspeed_would_read(tmp_path):
+    settings = configs.load(Settings, None, ["launch.env=[A=b, C=d]"])
+    folders = [tmp_path, tmp_path / "nothere"]
+    check.check_environment(settings, folders)
+    (tmp_path / ".deepspeed_env").write_text("A=old\nC=d\n")
+    check.check_environment(settings, folders)
+    (tmp_path / ".deepspeed_env").write_text("A=old\nLD_PRELOAD=hush\n")
+    with pytest.raises(ValueError, match="would set LD_PRELOAD in the ranks, unseen") as error:
+        check.check_environment(settings, folders)
+    assert "hush" not in str(error.value)
+
+
+def test_a_folder_that_is_not_here(run):
+    check.check_folder(run())
+    with pytest.raises(ValueError, match="launch.folder: /nowhere is no folder on this machine"):
+        check.check_folder(replace(run(), folder="/nowhere"))
+
+
+def test_a_port_of_this_machine_that_is_taken():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"launch.port: {port} is taken"):
+            check.check_port(configs.load(Settings, None, [f"launch.port={port}"]))
+    check.check_port(configs.load(Settings, None, [f"launch.port={port}"]))
+
+
+def test_credentials_in_an_override(run):
+    with pytest.raises(ValueError, match="holds credentials") as error:
+        run("data.dataset_dir=https://me:hush@store/d")
+    assert "hush" not in str(error.value)
+
+
+@pytest.fixture
+def hosts_here(monkeypatch, tmp_path, run):
+    """Hosts that are this machine by an ssh that goes nowhere, with two GPUs as nvidia-smi says."""
+    programs = {
+        "ssh": 'for word; do :; done; [ "$5" = away ] && exit 255; exec sh -c "$word"',
+        "nvidia-smi": "echo GPU 0: a; echo GPU 1: b; echo '  MIG 1g'",
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    here = replace(run(), python=sys.executable)
+
+    def look(*machines, run=here, **settings):
+        words = [f"launch.{name}={value}" for name, value in settings.items()]
+        check.check_hosts(run, configs.load(Settings, None, words), machines)
+
+    return SimpleNamespace(look=look, run=here, bin=tmp_path)
+
+
+def test_slots_that_disagree_with_the_devices(hosts_here):
+    hosts_here.look(Host("h1", 2), Host("h2", 1))
+    with pytest.raises(ValueError, match=r"^host h2 has 2 devices, but slots=3 in the hostfile$"):
+        hosts_here.look(Host("h1", 2), Host("h2", 3))
+    hosts_here.look(Host("h1", 8), env="[DS_ACCELERATOR=cpu]")
+
+
+@pytest.mark.slow
+def test_slots_of_a_host_without_a_device(hosts_here):
+    """Without nvidia-smi torch is asked; it has none here."""
+    (hosts_here.bin / "nvidia-smi").unlink()
+    if shutil.which("nvidia-smi") or torch.accelerator.is_available():
+        pytest.skip("needs a machine without devices, found one with some")
+    told = r"has 0 devices, but slots=1 .*; for ranks on CPUs set launch.env=\[DS_ACCELERATOR=cpu\]"
+    with pytest.raises(ValueError, match=told):
+        hosts_here.look(Host("h1", 1))
+
+
+def test_a_host_that_is_away_and_one_without_this_python(hosts_here):
+    told = "host away: no address of that name is known here; it ended with code 255"
+    with pytest.raises(ValueError, match=told):
+        hosts_here.look(Host("away", 1))
+    with pytest.raises(
+        ValueError, match="host h1: /nowhere/python does not run there: .*not found"
+    ):
+        hosts_here.look(Host("h1", 1), run=replace(hosts_here.run, python="/nowhere/python"))
+
+
+def test_names_of_kubernetes_are_made_from_those_of_runs(run):
+    for name, made in {"2026-first": "run-2026-first", "a" * 51 + "-b": "a" * 51}.items():
+        plan = kubernetes.render(
+            run(f"run_dir=/data/{name}"), Ranks(), kubernetes.Config(image="i", devices_per_node=2)
+        )
+        assert list(plan.files) == [f"{made}.yaml"]

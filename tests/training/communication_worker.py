@@ -16,11 +16,12 @@ from training.optimizer import build_optimizer
 from training.tasks import causal_lm
 
 CASES = [
-    (stage, precision, accumulation, "none")
+    (stage, precision, accumulation, "none", 1)
     for stage in (0, 1, 2, 3)
     for precision in ("fp32", "bf16")
     for accumulation in (1, 2)
-] + [(3, "bf16", 1, "full"), (2, "bf16", 2, "full")]
+] + [(3, "bf16", 1, "full", 1), (2, "bf16", 2, "full", 1), (3, "bf16", 1, "none", 2)]
+"""ZeRO stage, precision, micro batches, activation checkpointing, hpz_partition_size."""
 STEPS = 2
 NAMES = {
     "all_reduce": "all_reduce",
@@ -30,7 +31,7 @@ NAMES = {
 """Ours, and those of the logger."""
 
 
-def count(stage, precision, accumulation, activation_checkpointing):
+def count(stage, precision, accumulation, activation_checkpointing, secondary):
     """Bytes of a step by collective, and the number of weights."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 64, "d_model": 64, "num_layers": 4, "num_heads": 4, "max_positions": 16}
@@ -40,7 +41,7 @@ def count(stage, precision, accumulation, activation_checkpointing):
     engine = engines.Engine(
         Objective(model, task),
         build_optimizer(model, OptimizerConfig()),
-        Config(zero_stage=stage, precision=precision),
+        Config(zero_stage=stage, precision=precision, hpz_partition_size=secondary),
         micro_batch_size=2,
         gradient_accumulation_steps=accumulation,
     )

@@ -15,9 +15,12 @@ rank = int(os.environ["RANK"])
 os.environ["LOCAL_RANK"] = "0"
 preflight.socket.gethostname = lambda: f"h{rank + 1}"
 run_dir, fingerprint = folder / "run", "a" * 64
+tree = {"data": {"dataset_dir": f"/of-{rank}"}, "optimizer": {"peak_learning_rate": 0.1}}
 if rank == 1:
     if case == "dataset":
         fingerprint = "b" * 64
+    if case == "config":
+        tree["optimizer"]["peak_learning_rate"] = 0.5
     if case == "folder":
         run_dir = folder / "elsewhere"
     if case == "clock":
@@ -31,7 +34,7 @@ run_dir.mkdir(exist_ok=True)
 dist.init_process_group("gloo")
 told = ""
 try:
-    preflight.check_nodes(preflight.Config(bandwidth_mib=1), run_dir, fingerprint)
+    preflight.check_nodes(preflight.Config(bandwidth_mib=1), run_dir, fingerprint, tree)
 except ValueError as error:
     told = str(error)
 left = sorted(path.name for path in run_dir.iterdir())

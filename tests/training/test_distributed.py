@@ -1,9 +1,11 @@
 """Ranks from the environment, and collectives of a world of one; the engine's tests have two."""
 
 import os
+import socket
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from training import distributed
 
@@ -44,3 +46,25 @@ def test_a_launcher_is_left_in_charge(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     distributed.stand_alone()
     assert "MASTER_PORT" not in os.environ
+
+
+def test_a_rank_without_a_device(monkeypatch):
+    for name, value in {"RANK": "10", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    distributed.check_device(3)
+    told = r"rank 10, number 2 of \S+, has no device: the machine shows 2; start as many ranks"
+    with pytest.raises(ValueError, match=told):
+        distributed.check_device(2)
+
+
+def test_a_port_that_is_taken(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        settings = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        for name, value in {**settings, "MASTER_PORT": str(port)}.items():
+            monkeypatch.setenv(name, value)
+        told = f"ranks did not meet at 127.0.0.1:{port}: .*; if another program has the port"
+        with pytest.raises(OSError, match=told), distributed.meeting():
+            dist.init_process_group("gloo")

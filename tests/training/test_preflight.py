@@ -15,6 +15,7 @@ DIFFERENT = {
     "folder": "h2 does not see what h1 writes into ",  # each rank names its own
     "clock": "the clock of h2 is 61 s ahead of that of h1",
     "code": f"code of Millrace of h2 is {'c' * 16}, of h1 ",
+    "config": "config key optimizer.peak_learning_rate of h2 is 0.5, of h1 0.1",
     "version": f"Python of h2 is 3.99.0, of h1 {platform.python_version()}",
 }
 

@@ -1,5 +1,8 @@
 """The launcher's words are told apart from the ranks'; its runs are in tests/integration."""
 
+import subprocess
+import sys
+
 import pytest
 
 from training import restarts
@@ -27,3 +30,18 @@ def test_mistakes(words, told, capsys):
         restarts.split(words)
     assert end.value.code == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_machines_that_do_not_meet_may_be_started_again(write_config, environment, tmp_path):
+    """Code 2 would be a mistake, which Kubernetes does not try again."""
+    words = ["--restarts", "1", "--nnodes", "2", "--rdzv-endpoint", "nothere.invalid:29500"]
+    answer = subprocess.run(
+        [sys.executable, "-m", "training", *words, write_config(), f"run_dir={tmp_path}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 1, answer.stderr
+    assert "error: machines did not meet at --rdzv-endpoint nothere.invalid:29500" in answer.stderr
