@@ -57,6 +57,8 @@ def apply_activation_checkpointing(blocks: nn.ModuleList, mode: Mode, *, every_n
     if mode == "none":
         return
     step = every_n if mode == "every_n" else 1
+    if step > len(blocks):
+        raise ValueError(f"every {step}. of {len(blocks)} blocks is none")
     for block in list(blocks)[step - 1 :: step]:
         own_class: Any = type(block)
         block.__class__ = _checkpointed(own_class, "full" if mode == "every_n" else mode)

@@ -143,7 +143,7 @@ def _verify_part(folder: Path) -> list[str]:
         files = json.loads((folder / SUMMARY).read_text())["files"]
         expected = {name: (files[name]["bytes"], files[name]["sha256"]) for name in sorted(files)}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{SUMMARY}: {error!r}"] if distributed.is_rank_zero() else []
+        return [f"{SUMMARY}: damaged ({error!r})"] if distributed.is_rank_zero() else []
     faults = []
     for name in list(expected)[distributed.rank() :: distributed.world_size()]:
         path, (size, sha256) = folder / name, expected[name]

@@ -98,6 +98,7 @@ class TrainingConfig:
         if self.init_ema and not self.init_from:
             raise ValueError("init_ema takes the average of init_from, which is empty")
         self._check_model()
+        self._check_checkpointing()
         self._check_cuts()
 
     def _check_model(self) -> None:
@@ -112,6 +113,18 @@ class TrainingConfig:
             raise ValueError(
                 f"model.name is {self.model.name}, which gives {gives}, but task.name "
                 f"{self.task.name} needs a model that gives {needs}: {', '.join(fitting)}"
+            )
+
+    def _check_checkpointing(self) -> None:
+        """Refuse `every_n` that reaches no block."""
+        every, num_layers = (
+            self.engine.activation_checkpointing_every_n,
+            getattr(self.model.config, "num_layers", 0),
+        )
+        if self.engine.activation_checkpointing == "every_n" and 0 < num_layers < every:
+            raise ValueError(
+                f"engine.activation_checkpointing_every_n is {every}, but the model has "
+                f"{num_layers} blocks, of which none would be checkpointed; use 1 to {num_layers}"
             )
 
     def _check_cuts(self) -> None:

@@ -25,7 +25,9 @@ class Config:
     """What is partitioned over the ranks: 0 nothing, 1 optimizer, 2 also gradients, 3 also weights.
     """
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """Of forward and backward; master weights, moments and accumulation are fp32 always."""
+    """Of forward and backward; master weights, moments and accumulation are fp32, unless
+    optimizer_precision says else.
+    """
     activation_checkpointing: Mode = "none"
     """What is kept of each block for the backward pass, where the rest is computed again: `none`
     keeps all, `full` its input, `every_n` of each n-th block its input, `selective` its input,

@@ -40,6 +40,10 @@ loss: never the global batch, so that all plans train the same.
 Blocks are compiled below stage 3 alone."""
 
 
+MACHINE = {"gpus": 1, "gpu_memory_gib": 80.0, "gpus_per_node": 8, "host_memory_gib": 200.0}
+"""The machine of a plan where the command line says nothing."""
+
+
 def main() -> None:
     """Parse the command line and print what it asks for."""
     interrupts.hand_over()
@@ -52,11 +56,14 @@ def main() -> None:
 def plan(config: TrainingConfig, arguments: argparse.Namespace) -> None:
     """Each of the levels that the command line names."""
     console = Console(width=max(Console().width, 160), highlight=False)
-    if arguments.probe:
-        return _probe(config)
-    machine = _machine(arguments)
     if arguments.out and not arguments.search:
         raise ValueError("--out writes the winner of a search; add --search")
+    if arguments.out and not Path(arguments.out).parent.is_dir():
+        raise ValueError(f"--out {arguments.out}: no such folder")
+    if arguments.probe:
+        _check_probe(arguments)
+        return _probe(config)
+    machine = _machine(arguments)
     if arguments.search or arguments.trace:
         _check_alone(config)
     if arguments.search:
@@ -65,6 +72,16 @@ def plan(config: TrainingConfig, arguments: argparse.Namespace) -> None:
     if arguments.trace:
         _trace(config)
     return None
+
+
+def _check_probe(arguments: argparse.Namespace) -> None:
+    """Refuse what a probe of the devices that are here would leave aside."""
+    given = vars(arguments)
+    others = [name for name in MACHINE if given[name] != MACHINE[name]]
+    others += [name for name in ("search", "trace") if given[name]]
+    if others:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+        raise ValueError(f"--probe measures the devices that are here; leave {named} away")
 
 
 def _check_alone(config: TrainingConfig) -> None:
@@ -174,16 +191,13 @@ def _machine(arguments: argparse.Namespace) -> Machine:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="ranks (1)")
+    parser.add_argument("--gpus", type=int, metavar="N", help="ranks (1)")
+    parser.add_argument("--gpu-memory-gib", type=float, metavar="M", help="of each, GiB (80)")
+    parser.add_argument("--gpus-per-node", type=int, metavar="N", help="joined by fast links (8)")
     parser.add_argument(
-        "--gpu-memory-gib", type=float, default=80.0, metavar="M", help="of each, GiB (80)"
+        "--host-memory-gib", type=float, metavar="M", help="for each GPU, GiB (200)"
     )
-    parser.add_argument(
-        "--gpus-per-node", type=int, default=8, metavar="N", help="joined by fast links (8)"
-    )
-    parser.add_argument(
-        "--host-memory-gib", type=float, default=200.0, metavar="M", help="for each GPU, GiB (200)"
-    )
+    parser.set_defaults(**MACHINE)
     levels = parser.add_mutually_exclusive_group()
     levels.add_argument("--trace", action="store_true", help="also by fake tensors, in seconds")
     levels.add_argument("--probe", action="store_true", help="three real steps on this device")

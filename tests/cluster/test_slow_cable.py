@@ -23,7 +23,7 @@ dist.destroy_process_group()
 
 @pytest.fixture
 def network():
-    made = Network("10.77.32", "mill-bs", NAMES)
+    made = Network("10.77.33", "mill-bs", NAMES)
     made.start()
     yield made
     made.stop()

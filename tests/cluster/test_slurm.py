@@ -67,7 +67,8 @@ class Slurm:
 
     def wait_for_requeue(self, job, times, run_dir):
         """And let it start: SLURM waits two minutes before it starts a requeued job again."""
-        wait_until(lambda: self.state(job) == ("PENDING", times), why=lambda: log_of(run_dir))
+        pending = ("PENDING", times)
+        wait_until(lambda: self.state(job) == pending, seconds=300, why=lambda: log_of(run_dir))
         self("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 

@@ -42,6 +42,49 @@ def test_plan_prints_breakdown_points_and_reason(monkeypatch, capsys):
         assert words in out
 
 
+def test_a_plan_that_fits_tightly_says_so(monkeypatch, capsys):
+    """Tensors have 96 % of what the context leaves."""
+    needed = predict(load(), Ranks(1)).peak.num_bytes / GIB
+    for share, told in ((1.01, True), (1.1, False)):
+        words = (GPT, "--gpu-memory-gib", f"{share * (needed + 0.5) / 0.96:.3f}")
+        code, out, _ = run(monkeypatch, capsys, *words)
+        assert code == 0
+        assert "Fits: " in out
+        assert ("Tightly: " in out) == told, out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--gpus", 8), "leave --gpus away"),
+        (("--gpu-memory-gib", -5), "leave --gpu-memory-gib away"),
+        (("--out", "x.yaml"), "--out writes the winner of a search; add --search"),
+    ],
+)
+def test_a_probe_of_what_is_not_here(monkeypatch, capsys, words, told):
+    code, out, err = run(monkeypatch, capsys, GPT, "--probe", *words)
+    assert (code, out) == (2, "")
+    assert told in err
+
+
+def test_a_folder_that_is_missing_is_told_before_the_search(monkeypatch, capsys):
+    words = (GPT, "--search", "--out", "/nowhere/best.yaml")
+    code, out, err = run(monkeypatch, capsys, *words)
+    assert (code, out) == (2, "")
+    assert "--out /nowhere/best.yaml: no such folder" in err
+
+
+def test_every_n_that_reaches_no_block_is_refused():
+    for number in (12, 13):
+        words = ["engine.activation_checkpointing=every_n"]
+        words.append(f"engine.activation_checkpointing_every_n={number}")
+        if number == 12:
+            assert load(*words)
+        else:
+            with pytest.raises(configs.ConfigError, match="the model has 12 blocks, of which none"):
+                load(*words)
+
+
 def test_the_winner_is_a_config_that_fits_and_trains_the_same(monkeypatch, capsys, tmp_path):
     best = tmp_path / "best.yaml"
     machine = Machine(world_size=2, memory_gib=6)

@@ -73,7 +73,8 @@ def describe_fit(peak: Peak, machine: Machine) -> str:
         "are left to the allocator)"
     )
     if peak.num_bytes <= usable:
-        return f"Fits: {_gib(peak.num_bytes)} of {of}."
+        tight = " Tightly: predictions are off by up to 2 %." * (peak.num_bytes > 0.98 * usable)
+        return f"Fits: {_gib(peak.num_bytes)} of {of}.{tight}"
     return f"Does not fit: {_gib(peak.num_bytes)} GiB, but {of}."
 
 
