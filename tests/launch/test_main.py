@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,23 @@ def test_our_settings_render_from_any_folder_as_their_headers_say(path, tmp_path
     assert "gpt2_124m.yaml" in answer.stdout
     assert answer.stdout.endswith("\nnothing was written or run; --submit does both\n")
     assert [one.name for one in tmp_path.iterdir()] == ["hostfile"]
+
+
+def commands_of_the_docs():
+    """Those with `python -m launch`, as a reader types them; CONFIG is one that comes with us."""
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        for line in re.findall(r"^    python -m launch (.*)$", path.read_text(), re.MULTILINE):
+            words = line.split("#")[0].replace("CONFIG", "configs/training/gpt2_124m.yaml").split()
+            yield pytest.param(words, id=f"{path.stem}: {' '.join(words)}")
+
+
+@pytest.mark.parametrize("words", list(commands_of_the_docs()))
+def test_commands_of_the_docs_render(words, tmp_path):
+    (tmp_path / "hostfile").write_text("h1 slots=8\nh2 slots=8\n")
+    answer = launch(*(word for word in words if word != "--submit"), cwd=tmp_path)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    run_dir = next(word for word in words if word.startswith("run_dir="))
+    assert run_dir in answer.stdout
 
 
 @pytest.mark.parametrize(
@@ -104,14 +122,23 @@ def test_a_program_that_is_not_here(config):
 
 
 @pytest.mark.slow
-def test_local_trains_to_the_end(tmp_path):
+@pytest.mark.parametrize("program", ["deepspeed", "torchrun"])
+def test_local_trains_to_the_end(tmp_path, program):
     """On one rank, with the dataset that the pipeline makes of the corpus that ships here."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
     env = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     pipeline = [sys.executable, "-m", "pipeline", "configs/pipeline/tiny_shakespeare.yaml"]
     whole = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(pipeline, cwd=tmp_path, env=whole, check=True, capture_output=True)
     words = ["configs/training/tiny_shakespeare.yaml", "num_steps=2", "schedule.warmup_steps=1"]
-    settings = ["local.program=torchrun", "local.devices=1", "evaluation.every_steps=0"]
+    settings = [
+        f"local.program={program}",
+        "local.devices=1",
+        f"launch.port={port}",
+        "evaluation.every_steps=0",
+    ]
     answer = launch("local", *words, *settings, "--submit", cwd=tmp_path, **env)
     assert answer.returncode == 0, answer.stderr
     assert (tmp_path / "runs/tiny_shakespeare/checkpoints/step-00000002").is_dir()
