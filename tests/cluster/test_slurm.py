@@ -66,7 +66,9 @@ class Slurm:
         return told["JobState"], int(told["Restarts"])
 
     def wait_for_requeue(self, job, times, run_dir):
-        """And let it start: SLURM waits two minutes before it starts a requeued job again."""
+        """And let it start: SLURM waits two minutes before it starts a requeued job again, and does
+        so nevertheless where the script had not ended when it was told.
+        """
         pending = ("PENDING", times)
         wait_until(lambda: self.state(job) == pending, seconds=300, why=lambda: log_of(run_dir))
         self("scontrol", "update", f"JobId={job}", "StartTime=now")
@@ -157,7 +159,8 @@ def test_told_to_stop_before_its_limit_it_is_requeued_and_goes_on(slurm, submit,
     stopped = last_step(run_dir)
     assert 0 < stopped < 3000
     assert f"stopped by SIGUSR1 behind step {stopped}; the same command goes on" in log_of(run_dir)
-    wait_until(lambda: last_step(run_dir) > stopped, why=lambda: log_of(run_dir))
+    on = lambda: last_step(run_dir) > stopped  # noqa: E731
+    wait_until(on, seconds=300, why=lambda: log_of(run_dir))
     assert f"resumed from {run_dir}/checkpoints/step-{stopped:08d}" in log_of(run_dir)
 
 
