@@ -61,6 +61,10 @@ class StoreError(OSError):
     """A store does not give what it was asked for; the message names the URL."""
 
 
+class RefusedError(StoreError, PermissionError):
+    """A store refuses, and would for ever."""
+
+
 def is_local(place: str) -> bool:
     """Whether a path or URL is of this machine's own files."""
     return split_protocol(place)[0] in (None, "file", "local")
@@ -98,7 +102,8 @@ def asking(url: str) -> Iterator[None]:
     Raises:
         FileNotFoundError: nothing is there.
         ValueError: no such URL can be.
-        StoreError: no credentials, no access, no connection, or whatever else a store says.
+        RefusedError: no credentials, no access, or what else no later attempt would mend.
+        StoreError: no connection, or whatever else a store says.
     """
     try:
         yield
@@ -117,7 +122,8 @@ def asking(url: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.filename is not None:
             raise
         name = type(error).__name__
-        raise StoreError(f"{url}: {name}: {_words(error, url)}{ADVICE.get(name, '')}") from None
+        kind = RefusedError if is_final(error) else StoreError
+        raise kind(f"{url}: {name}: {_words(error, url)}{ADVICE.get(name, '')}") from None
 
 
 def is_final(error: Exception) -> bool:

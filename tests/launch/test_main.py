@@ -13,6 +13,12 @@ ROOT = Path(__file__).parent.parent.parent
 YAML = sorted((ROOT / "configs/launch").glob("*.yaml"))
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
 def launch(*words, cwd, **env):
     return subprocess.run(
         [sys.executable, "-m", "launch", *map(str, words)],
@@ -90,9 +96,11 @@ def test_what_is_submitted_is_what_is_shown(config):
         (bin_dir / name).write_text(f'#!/bin/sh\necho "{name} called: $*, A=$A"\n')
         (bin_dir / name).chmod(0o755)
     path = f"{bin_dir}:{os.environ['PATH']}"
+    port = free_port()
     common = [config, f"launch.python={bin_dir}/python", "--submit", "launch.env=[A=b]"]
+    common.append(f"launch.port={port}")
     cases = {
-        "local": "deepspeed called: --master_port 29500 --module training {config}, A=b\n",
+        "local": f"deepspeed called: --master_port {port} --module training {{config}}, A=b\n",
         "slurm": "sbatch called: {folder}/a.sbatch, A=\n",
         "kubernetes": "kubectl called: apply -f a.yaml, A=\n",
     }
@@ -100,7 +108,8 @@ def test_what_is_submitted_is_what_is_shown(config):
         answer = launch(launcher, *common, "kubernetes.image=i", cwd=config.parent, PATH=path, A="")
         assert answer.returncode == 0, answer.stderr
         assert answer.stdout.endswith(line.format(config=config, folder=config.parent))
-    shown = launch("slurm", *common[:2], "launch.env=[A=b]", cwd=config.parent).stdout
+    common.remove("--submit")
+    shown = launch("slurm", *common, cwd=config.parent).stdout
     script = (config.parent / "a.sbatch").read_text()
     assert shown.startswith(f"# {config.parent}/a.sbatch\n{script}")
     assert "export A=b" in script
@@ -125,9 +134,6 @@ def test_a_program_that_is_not_here(config):
 @pytest.mark.parametrize("program", ["deepspeed", "torchrun"])
 def test_local_trains_to_the_end(tmp_path, program):
     """On one rank, with the dataset that the pipeline makes of the corpus that ships here."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
     env = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     pipeline = [sys.executable, "-m", "pipeline", "configs/pipeline/tiny_shakespeare.yaml"]
     whole = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -136,7 +142,7 @@ def test_local_trains_to_the_end(tmp_path, program):
     settings = [
         f"local.program={program}",
         "local.devices=1",
-        f"launch.port={port}",
+        f"launch.port={free_port()}",
         "evaluation.every_steps=0",
     ]
     answer = launch("local", *words, *settings, "--submit", cwd=tmp_path, **env)

@@ -270,6 +270,9 @@ def hosts_here(monkeypatch, tmp_path, run):
     here = replace(run(), python=sys.executable)
 
     def look(*machines, run=here, **settings):
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            settings["port"] = probe.getsockname()[1]
         words = [f"launch.{name}={value}" for name, value in settings.items()]
         check.check_hosts(run, configs.load(Settings, None, words), machines)
 
