@@ -68,9 +68,11 @@ class GradientGate:
         """Stage 3, which combines the norms of groups.
 
         It sums squares in fp64, stages 1 and 2 in fp32, where norms above 1.8e19 are not finite:
-        all leave the same steps out.
+        all leave the same steps out. What is not finite comes as -1, whose square would count.
         """
-        norms = [torch.where(has_finite_square(each), each, math.inf) for each in norms]
+        norms = [
+            torch.where(has_finite_square(each) & (each >= 0), each, math.inf) for each in norms
+        ]
         self.pass_norm(torch.linalg.vector_norm(torch.stack(norms)))  # (groups)
         refused = self.refused is not None
         return [torch.full_like(each, math.inf) for each in norms] if refused else norms

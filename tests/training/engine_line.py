@@ -81,15 +81,18 @@ def clip(stage, limit):
 def poison(stage, precision, value):
     """Two steps, with and without a poisoned one between them; AdamW remembers every gradient."""
     config = Config(zero_stage=stage, precision=precision)
-    ends = {}
+    ends, asked = {}, []
     for poisons in ([], [value]):
         engine = build_line(config, accumulation=2, with_adam=True)
         line_step(engine, [1.0, 1.0])
         for bad in poisons:
+            engine.admits = lambda loss, norm: asked.append(norm) or True
             poisoned = line_step(engine, [bad if distributed.rank() == 0 else 1.0, 1.0])
+            engine.admits = lambda loss, norm: True
         healthy = line_step(engine, [2.0, 2.0])
         ends[len(poisons)] = weights(engine)["weight"]
-    return {"poisoned": poisoned, "healthy": healthy, "clean": ends[0], "weights": ends[1]}
+    found = {"poisoned": poisoned, "healthy": healthy, "asked": asked}
+    return {**found, "clean": ends[0], "weights": ends[1]}
 
 
 def refuse(stage, precision):

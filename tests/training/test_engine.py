@@ -112,6 +112,7 @@ def test_a_gradient_norm_that_is_not_finite_changes_nothing(cases, stage, precis
     assert case["poisoned"]["skipped"] is True
     assert case["poisoned"]["moved"] == 0.0
     assert case["poisoned"]["norm"] == float("inf")
+    assert case["asked"] == []  # no made-up norm is judged, as if it were a spike
     assert case["healthy"]["skipped"] is False
     assert case["healthy"]["norm"] == 2.0
     # The weights, and with them the moments of AdamW, are those of a run without that step.

@@ -103,7 +103,8 @@ class AnomalyHook(Hook):
         steps: list[dict[str, Any]] = []
         if distributed.is_rank_zero():
             rows = self.log.cut_behind(state.step)
-            steps = StepLog(self.run_dir / "metrics.jsonl").rows()[-self.config.window_steps :]
+            rows_of_steps = StepLog(self.run_dir / "metrics.jsonl").rows()
+            steps = list(filter(_is_finite, rows_of_steps))[-self.config.window_steps :]
         rows, steps = distributed.broadcast((rows, steps))
         self.counts = Counter(kind for row in rows for kind in row["kinds"])
         limits = {row["step"]: row for row in rows if not row["rolled_back_from"]}
@@ -251,3 +252,9 @@ def pass_over(run_dir: Path, state: RunState) -> RunState:
 def _number(value: Any) -> Any:
     """A number as JSON has it; an infinite limit is none."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _is_finite(row: dict[str, Any]) -> bool:
+    """Whether a step's numbers are such as a judge takes up."""
+    numbers = (row["loss"], row["grad_norm"])
+    return all(number is not None and math.isfinite(number) for number in numbers)

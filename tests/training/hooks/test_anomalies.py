@@ -198,9 +198,14 @@ def test_without_a_checkpoint_a_rollback_is_a_skip(build, take, tmp_path, capsys
     assert rows(tmp_path)[0]["rolled_back_from"] == 0
 
 
-def test_a_resumed_run_judges_as_the_unbroken_one(build, take, state_of, tmp_path):
-    """From the rows of metrics and of anomalies, of which some are behind the checkpoint."""
-    losses = [*USUAL, 9.0, 2.0, 7.0, 2.5, 1.0]
+@pytest.mark.parametrize(
+    ("odd", "counts"), [((9.0, 7.0), {"loss_spike": 2}), ((math.nan, math.inf), {"nonfinite": 2})]
+)
+def test_a_resumed_run_judges_as_the_unbroken_one(build, take, state_of, tmp_path, odd, counts):
+    """From the rows of metrics and of anomalies, of which some are behind the checkpoint; steps
+    that are not finite take no place among those that are looked at.
+    """
+    losses = [*USUAL, odd[0], 2.0, odd[1], 2.5, 1.0]
     whole = build()
     take(whole, losses)
     with (tmp_path / "metrics.jsonl").open("w") as file:
@@ -208,7 +213,8 @@ def test_a_resumed_run_judges_as_the_unbroken_one(build, take, state_of, tmp_pat
             file.write(json.dumps({"step": step, "loss": loss, "grad_norm": 1.0}) + "\n")
     resumed = build()
     resumed.on_start(state_of(11))
-    assert resumed.counts == {"loss_spike": len(rows(tmp_path))} == {"loss_spike": 2}
+    assert resumed.counts == counts
+    assert len(rows(tmp_path)) == 2
     take(resumed, losses[11:], first=12)
     assert resumed.judge.losses == whole.judge.losses
     assert resumed.judge.grad_norms == whole.judge.grad_norms
