@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 from training import checkpoint, distributed
@@ -20,7 +21,7 @@ from training.config import TextTrainingConfig, TrainingConfig
 from training.console import say
 from training.engine import assign_weights, load_weights
 from training.huggingface.folder import is_folder
-from training.huggingface.initial import read_weights
+from training.huggingface.initial import compare, read_weights
 from training.huggingface.vocabulary import find_other_meaning
 from training.objective import count_elements
 from training.run_dir import find_checkpoint
@@ -56,7 +57,7 @@ class Source:
     fits: str = ""
     """Of a foreign model, the section `model` that is its own."""
     differs: dict[str, str] = field(default_factory=dict)
-    """Of a foreign model, keys of `model` that are otherwise here, and how."""
+    """Keys of `model` that are otherwise here, and how."""
 
 
 def take_initial_weights(model: nn.Module, config: TrainingConfig) -> None:
@@ -89,7 +90,7 @@ def take_initial_weights(model: nn.Module, config: TrainingConfig) -> None:
     assign_weights(model, {name: found[name] for name in report.loaded})
     if distributed.is_rank_zero():
         tree = {"init_from": source.name, "init_ema": config.init_ema, **asdict(report)}
-        tree |= {"differs": source.differs} if source.fits else {}
+        tree |= {"differs": source.differs}
         (run_dir / REPORT).write_text(json.dumps(tree, indent=1) + "\n")
     of = f"the average in {source.name}" if config.init_ema else source.name
     say(f"initial weights of {of}: {describe(report, model)}; all names in {run_dir / REPORT}")
@@ -102,7 +103,13 @@ def _open_source(config: TrainingConfig) -> Source:
     path = Path(config.init_from)
     if not is_folder(path):
         found = _find_checkpoint(path)
-        return Source(name=str(found), weights=load_weights(found, averaged=config.init_ema))
+        section = dict(yaml.safe_load((found / checkpoint.CONFIG).read_text())["model"])
+        section.pop("name")
+        return Source(
+            name=str(found),
+            weights=load_weights(found, averaged=config.init_ema),
+            differs=compare(section, config.model.config),
+        )
     if config.init_ema:
         raise ValueError(f"init_ema asks for an average, which {path}, of Hugging Face, has not")
     try:
@@ -126,7 +133,7 @@ def _find_checkpoint(path: Path) -> Path:
 
 
 def _warnings(source: Source, config: TrainingConfig) -> Iterator[str]:
-    """What of a foreign model is otherwise here, and may be so by choice."""
+    """What of the other model is otherwise here, and may be so by choice; shapes tell it not."""
     for key, how in source.differs.items():
         yield f"model.{key} is {how}"
     tokenizer = Path(source.name) / "tokenizer.json"

@@ -185,7 +185,19 @@ def test_what_starts_anew_is_told(start, run_dir):
     """A deeper model, with other positions."""
     answer = start("model.num_layers=3", "model.positions=sinusoidal", "init_skip=[blocks.1.*]")
     assert answer["code"] == 0, answer
-    (line,) = [line for line in answer["stdout"].splitlines() if line.startswith("initial")]
+    line, *others = [row for row in answer["stdout"].splitlines() if row.startswith("initial")]
+    assert [row.split(": ")[1] for row in others] == [
+        "model.num_layers is 2 there, 3 here",
+        "model.positions is learned there, sinusoidal here",
+    ]
     assert ": 16 loaded, 3,824 of " in line
     assert "; 24 start anew: blocks.1.attention_norm.weight (skipped), " in line
     assert ", 20 more; 1 of them unused: positions.table.weight; all names in " in line
+
+
+@pytest.mark.slow
+def test_what_shapes_do_not_show_is_told(start, run_dir):
+    answer = start("model.num_heads=1")
+    assert answer["code"] == 0, answer
+    source = run_dir / "checkpoints/step-00000003"
+    assert f"initial weights of {source}: model.num_heads is 2 there, 1 here\n" in answer["stdout"]

@@ -58,7 +58,7 @@ def read_weights(path: Path, own: Any) -> Found:
     folder = Folder(path)
     section, there = _read_section(folder)
     line = f"model: {json.dumps({'name': folder.layout.MODEL, **section})}"
-    differs = _compare(section, own)
+    differs = compare(section, own)
     decisive = [f"model.{key} is {differs[key]}" for key in _decisive(differs, section, own)]
     if decisive:
         raise ValueError(f"{', '.join(decisive)}; the section that fits is {line}")
@@ -114,7 +114,8 @@ def _check_shapes(folder: Folder, expected: Mapping[str, Tensor]) -> list[str]:
     return missing
 
 
-def _compare(section: Mapping[str, Any], own: Any) -> dict[str, str]:
+def compare(section: Mapping[str, Any], own: Any) -> dict[str, str]:
+    """Keys of a section `model` that are otherwise in the config `own`, and how."""
     differs = {}
     for key, there in section.items():
         here = getattr(own, key, there)  # an encoder alone knows nothing of a decoder's keys
