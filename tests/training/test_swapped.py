@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -27,17 +28,25 @@ def has_libaio():
     )
 
 
+COMPILE = """
+from deepspeed.ops.op_builder import AsyncIOBuilder
+AsyncIOBuilder().load(verbose=False)
+"""
+
+
 @pytest.fixture(scope="module")
-def found(run_ranks, tmp_path_factory):
+def found(run_ranks, environment, tmp_path_factory):
     if not has_libaio():
         pytest.skip("needs g++ and libaio-dev")
+    words = [sys.executable, "-c", COMPILE]  # minutes on a busy machine, the first time
+    subprocess.run(words, env=environment, capture_output=True, check=True, timeout=1500)
     out = tmp_path_factory.mktemp("nvme") / "losses.pt"
     run_ranks("nvme_worker.py", out, world_size=2)
     return torch.load(out, weights_only=False)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2100)
 class TestTwoRanks:
     @pytest.mark.parametrize("reader", READERS)
     @pytest.mark.parametrize("writer", WRITERS)
