@@ -13,7 +13,11 @@ Schema = TypeVar("Schema")
 AGAIN = 1
 """The exit code of what another start may mend; 2, of a mistake, is what no start does."""
 MISTAKES = (
-    *(ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError),
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
     PermissionError,
 )
 """Of paths and values that the user gave; other faults of a system are not his."""

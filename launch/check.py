@@ -18,6 +18,8 @@ from launch.hosts import ENVIRONMENT
 from launch.run import Run
 from launch.settings import Settings
 
+SSH_FAILED = 255
+"""The exit code of ssh itself; others are those of what it ran."""
 PROBE = """
 import json, os, shutil, socket, subprocess, sys
 port, run_dir = int(sys.argv[1]), sys.argv[2]
@@ -107,10 +109,6 @@ def check_time(run: Run, resolved: dict[str, Any], seconds: int) -> None:
             f"slurm.time is {seconds:,} s, but a checkpoint comes every {every:,} steps, which is "
             f"every {interval:,.0f} s by {path}; raise the one or lower checkpoints.every_steps"
         )
-
-
-SSH_FAILED = 255
-"""Of ssh itself; other codes are those of what it ran."""
 
 
 def check_hosts(run: Run, settings: Settings, machines: Sequence[Host]) -> None:

@@ -117,14 +117,13 @@ class TrainingConfig:
 
     def _check_checkpointing(self) -> None:
         """Refuse `every_n` that reaches no block."""
-        every, num_layers = (
-            self.engine.activation_checkpointing_every_n,
-            getattr(self.model.config, "num_layers", 0),
-        )
-        if self.engine.activation_checkpointing == "every_n" and 0 < num_layers < every:
+        every = self.engine.activation_checkpointing_every_n
+        names = ("num_layers", "num_decoder_layers", "decoder_num_layers")
+        num_blocks = sum(getattr(self.model.config, name, 0) for name in names)
+        if self.engine.activation_checkpointing == "every_n" and 0 < num_blocks < every:
             raise ValueError(
                 f"engine.activation_checkpointing_every_n is {every}, but the model has "
-                f"{num_layers} blocks, of which none would be checkpointed; use 1 to {num_layers}"
+                f"{num_blocks} blocks, of which none would be checkpointed; use 1 to {num_blocks}"
             )
 
     def _check_cuts(self) -> None:

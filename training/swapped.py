@@ -35,7 +35,7 @@ def prepare_nvme(
     faults = [fault for fault in distributed.gather(_find_fault(config, num_parameters)) if fault]
     if faults:
         raise OSError(faults[0])
-    if not builder.is_compatible(verbose=False):
+    if not all(distributed.gather(builder.is_compatible(verbose=False))):
         raise ValueError("offload to nvme needs libaio and its headers: install libaio-dev")
     built = Path(cpp_extension._get_build_directory(builder.name, verbose=False))
     if not (built / f"{builder.name}.so").exists():

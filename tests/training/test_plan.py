@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import configs
 from training import plan as verb
@@ -74,15 +75,18 @@ def test_a_folder_that_is_missing_is_told_before_the_search(monkeypatch, capsys)
     assert "--out /nowhere/best.yaml: no such folder" in err
 
 
-def test_every_n_that_reaches_no_block_is_refused():
-    for number in (12, 13):
-        words = ["engine.activation_checkpointing=every_n"]
-        words.append(f"engine.activation_checkpointing_every_n={number}")
-        if number == 12:
-            assert load(*words)
-        else:
-            with pytest.raises(configs.ConfigError, match="the model has 12 blocks, of which none"):
-                load(*words)
+@pytest.mark.parametrize(
+    ("stem", "num_blocks"), [("gpt2_124m", 12), ("mae_small_cifar10", 6), ("t5_base", 24)]
+)
+def test_every_n_that_reaches_no_block_is_refused(stem, num_blocks):
+    """Blocks of encoder and decoder count together, as they are checkpointed."""
+    path = ROOT / f"configs/training/{stem}.yaml"
+    every = "engine.activation_checkpointing=every_n engine.activation_checkpointing_every_n="
+    config = load(*f"{every}{num_blocks}".split(), path=path)
+    with torch.device("meta"):
+        assert len(config.model.module.Model(config.model.config).blocks) == num_blocks
+    with pytest.raises(configs.ConfigError, match=f"the model has {num_blocks} blocks, of which"):
+        load(*f"{every}{num_blocks + 1}".split(), path=path)
 
 
 def test_the_winner_is_a_config_that_fits_and_trains_the_same(monkeypatch, capsys, tmp_path):
