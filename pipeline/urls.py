@@ -61,7 +61,7 @@ class StoreError(OSError):
     """A store does not give what it was asked for; the message names the URL."""
 
 
-class RefusedError(StoreError, PermissionError):
+class DeniedError(StoreError, PermissionError):
     """A store refuses, and would for ever."""
 
 
@@ -102,7 +102,7 @@ def asking(url: str) -> Iterator[None]:
     Raises:
         FileNotFoundError: nothing is there.
         ValueError: no such URL can be.
-        RefusedError: no credentials, no access, or what else no later attempt would mend.
+        DeniedError: no credentials, no access, or what else no later attempt would mend.
         StoreError: no connection, or whatever else a store says.
     """
     try:
@@ -122,7 +122,7 @@ def asking(url: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.filename is not None:
             raise
         name = type(error).__name__
-        kind = RefusedError if is_final(error) else StoreError
+        kind = DeniedError if is_final(error) else StoreError
         raise kind(f"{url}: {name}: {_words(error, url)}{ADVICE.get(name, '')}") from None
 
 

@@ -221,9 +221,9 @@ def test_workers_of_an_engine_write_into_the_store(object_store, bucket, folder,
 
 
 REFUSED = {
-    "no credentials": ({"key": ""}, "NoCredentialsError"),
-    "wrong secret": ({"secret": "wrong"}, "PermissionError"),
-    "unreachable": ({"url": f"http://127.0.0.1:{free_port()}"}, "EndpointConnectionError"),
+    "no credentials": ({"key": ""}, "NoCredentialsError", 2),
+    "wrong secret": ({"secret": "wrong"}, "PermissionError", 2),
+    "unreachable": ({"url": f"http://127.0.0.1:{free_port()}"}, "EndpointConnectionError", 1),
 }
 
 
@@ -231,9 +231,9 @@ REFUSED = {
 def test_a_refusal_is_a_line_before_anything_is_read(
     command, object_store, bucket, name, cpu_env, tmp_path
 ):
-    settings, words = REFUSED[name]
+    settings, words, exit_code = REFUSED[name]
     code, out, err = finish(command(env=object_store.env(**settings)))
-    assert (code, out) == (2, "")
+    assert (code, out) == (exit_code, "")
     assert words in err.splitlines()[-1]
     assert f"error: {bucket}/plays" in err
     assert "Traceback" not in err

@@ -76,17 +76,17 @@ def test_a_killed_upload_goes_on(object_store, bucket, text_dataset):
 
 
 REFUSED = {
-    "no credentials": ({"key": ""}, "NoCredentialsError"),
-    "wrong secret": ({"secret": "wrong"}, "PermissionError"),
-    "unreachable": ({"url": f"http://127.0.0.1:{free_port()}"}, "EndpointConnectionError"),
+    "no credentials": ({"key": ""}, "NoCredentialsError", 2),
+    "wrong secret": ({"secret": "wrong"}, "PermissionError", 2),
+    "unreachable": ({"url": f"http://127.0.0.1:{free_port()}"}, "EndpointConnectionError", 1),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_refusal_is_a_line(object_store, bucket, text_dataset, name):
-    settings, words = REFUSED[name]
+    settings, words, exit_code = REFUSED[name]
     code, out, err = finish(text_dataset, f"{bucket}/a", object_store.env(**settings))
-    assert (code, out) == (2, "")
+    assert (code, out) == (exit_code, "")
     assert words in err.splitlines()[-1]
     assert f"error: {bucket}/a" in err
     assert "Traceback" not in err

@@ -106,7 +106,7 @@ def test_a_store_that_stays_down_ends_a_run_that_resumes(train, store, cli, writ
     cli("training", write_config(), f"run_dir={tmp_path}/near")
     store.fail(*["500"] * 99, path="validation-000000.tar")
     answer = train("data.store.retry_seconds=0.5", "evaluation.every_steps=3")
-    assert answer["code"] == 2
+    assert answer["code"] == 1
     *warnings, error = answer["stderr"].splitlines()
     where = "s3://bucket/text/validation-000000.tar: chunk 0, bytes 0 to "
     assert error.startswith(f"error: {where}")
@@ -200,7 +200,7 @@ def test_nobody_answers(cli, write_config, store, tmp_path, monkeypatch):
     words = [f"run_dir={tmp_path}/run", "data.dataset_dir=s3://bucket/text"]
     nowhere = store.env(url=f"http://127.0.0.1:{free_port()}")
     answer = cli("training", write_config(), *words, variables=nowhere)
-    assert answer["code"] == 2
+    assert answer["code"] == 1
     warning, error = answer["stderr"].splitlines()
     assert warning.startswith("warning: s3://bucket/text/manifest.json: EndpointConnectionError: ")
     assert warning.endswith("; asked again, for 30 s at most")
