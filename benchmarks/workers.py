@@ -2,10 +2,10 @@
 
     python benchmarks/workers.py --novels NOVELS_DIR --photos PHOTOS_DIR
 
-A worker process takes four seconds to start: give it a minute of work (`--repeat 64`). Novels are
-repeated with a number in front of each document, so that none is a duplicate; photos are read so
-often by links to them, with deduplication off. Builds of one worker and two alternate, and the tars
-must be the same. Other processes of the machine count in: two workers need two idle cores.
+Start and end of a build are one process's, some 3 s: give it minutes of work (`--repeat 192`).
+Novels are repeated with a number in front of each document, so that none is a duplicate; photos are
+read so often by links to them, with deduplication off. Builds of one worker and two alternate, and
+the tars must be the same. Other processes of the machine count in: two workers need two idle cores.
 """
 
 import argparse
@@ -73,6 +73,8 @@ def text_build(novels: Path, work: Path, repeat: int) -> list[str]:
 
 def image_build(photos: Path, work: Path, repeat: int) -> list[str]:
     paths = sorted(path for path in photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    if not paths:
+        sys.exit(f"error: --photos: {photos} holds no .jpg or .jpeg")
     for number in range(repeat):
         (work / f"photos/{number}").mkdir(parents=True)
         for path in paths:

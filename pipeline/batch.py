@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.sized_coder import knows_its_size
+
 EXCERPT_BYTES = 500
 """Of each reject's text so much is kept to recognise it by."""
 
@@ -92,6 +94,7 @@ class Count:
     bytes_out: int
 
 
+@knows_its_size
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Some consecutive documents of one portion of the corpus."""
@@ -111,6 +114,11 @@ class Batch:
     sketches: pa.RecordBatch | None = None
     """Behind the last stage, where documents are compared over the whole corpus: what this takes, a
     row for each, with columns `key` and `weight`."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of the documents, about what they take between stages."""
+        return int(self.documents.nbytes)
 
 
 def text_bytes(documents: pa.RecordBatch) -> int:

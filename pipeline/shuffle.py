@@ -19,6 +19,7 @@ from pipeline.hashes import shuffle_hashes
 from pipeline.plan import PlannedShard, ShardPlan, partitions
 from pipeline.portions import Placement, PortionSums
 from pipeline.spills import (
+    Documents,
     Row,
     ShuffledDocuments,
     SpilledDocuments,
@@ -32,7 +33,7 @@ from pipeline.work import WorkFolder
 SPILL_BYTES = 256 * 2**20
 """A worker holds at most so many bytes of tokens of a portion before it spills them."""
 
-Grouped = tuple[PlannedShard, Iterable[pa.RecordBatch]]
+Grouped = tuple[PlannedShard, Documents]
 
 
 @dataclass

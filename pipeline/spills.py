@@ -6,6 +6,7 @@ by binary search: a shard touches only its own pages.
 
 import os
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +19,7 @@ import pyarrow as pa
 from pipeline.batch import Batch
 from pipeline.hashes import Hashes
 from pipeline.machine import writing
+from pipeline.sized_coder import knows_its_size
 
 Row = tuple[Any, ...]
 """A document as plain values: of many shards each batch has about one document for each, which as a
@@ -27,8 +29,20 @@ ROWS_AT_ONCE = 1024
 _HASH = pa.field("hash", pa.uint64())
 
 
-@dataclass(frozen=True, slots=True)
-class ShuffledDocuments:
+@knows_its_size
+class Documents(ABC):
+    """The documents of a shard in pieces, read when they are asked for: not to be told a size."""
+
+    nbytes = 0
+    """Not known before they are read."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        """The pieces."""
+
+
+@dataclass(frozen=True)
+class ShuffledDocuments(Documents):
     """The documents of a shard as an engine's shuffle brings them."""
 
     rows: Iterable[Row]
@@ -44,9 +58,9 @@ class ShuffledDocuments:
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-@dataclass(frozen=True, slots=True)
-class SpilledDocuments:
-    """The documents of a range of partitions, read from the spill files when they are asked for."""
+@dataclass(frozen=True)
+class SpilledDocuments(Documents):
+    """The documents of a range of partitions, from the spill files."""
 
     folder: str
     """Where the spill files lie."""

@@ -8,6 +8,7 @@ import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability import common_urns
+from apache_beam.runners.pipeline_context import PipelineContext
 
 import configs
 from pipeline import build
@@ -126,6 +127,29 @@ def test_only_what_every_engine_has(job, kind, spills):
 def test_nothing_of_the_main_module_is_pickled(job, kind, spills):
     for transform in leaves(job(kind, spills=spills)).values():
         assert b"__main__" not in transform.spec.payload, transform.unique_name
+
+
+PAYLOAD = {
+    *("ReadPortion", "MarkValidation", "CleanText", "ApplyRules", "InSandbox", "AddKeys", "DropCopies"),
+    *("CountBatch", "EncodeDocuments", "PackImages"),
+}
+"""Stages that hand on batches."""
+
+
+@every_kind
+@every_way
+def test_payload_is_not_pickled_for_its_size(job, kind, spills):
+    made = job(kind, spills=spills)
+    coders, named = PipelineContext(made.components).coders, {}
+    for transform in leaves(made).values():
+        for output in transform.outputs.values():
+            coder = coders.get_by_id(made.components.pcollections[output].coder_id)
+            named[transform.unique_name.rsplit("/", 1)[-1]] = str(coder)
+    found = {name: coder for name, coder in named.items() if name in PAYLOAD}
+    assert len(found) >= 5
+    assert set(found.values()) == {"SizedCoder"}
+    grouped = named["OpenSpills" if spills else "NameShards"]
+    assert grouped == "TupleCoder[FastPrimitivesCoder, SizedCoder]"
 
 
 @every_kind
