@@ -31,7 +31,6 @@ OPENS = tuple(f"--add-opens=java.base/{name}=ALL-UNNAMED" for name in OPENED)
 """What Java 17 shuts and both engines use."""
 MIB = 2**20
 TASK_MANAGER = {  # what Flink's start script computes; with one missing it ends
-    "task.heap.size": 256 * MIB,
     "task.off-heap.size": 0,
     "network.min": 128 * MIB,
     "network.max": 128 * MIB,
@@ -137,8 +136,8 @@ class Cluster:
 class Flink(Cluster):
     """One job manager here, and a task manager with a slot on each machine."""
 
-    def __init__(self, daemons, folder, env):
-        self.jars = fetch_jars("flink")
+    def __init__(self, daemons, folder, env, heap_mib=256):
+        self.jars, self.heap_mib = fetch_jars("flink"), heap_mib
         super().__init__(daemons, folder, env)
         self.port, rpc = free_port(), free_port()
         self.address = f"{self.network.here}:{self.port}"
@@ -162,7 +161,8 @@ class Flink(Cluster):
     def start_worker(self, name):
         """A task manager."""
         self.starts += 1
-        memory = [f"taskmanager.memory.{key}={size}b" for key, size in TASK_MANAGER.items()]
+        sizes = {"task.heap.size": self.heap_mib * MIB, **TASK_MANAGER}
+        memory = [f"taskmanager.memory.{key}={size}b" for key, size in sizes.items()]
         settings = [f"taskmanager.resource-id={name}-{self.starts}", "taskmanager.cpu.cores=1"]
         settings += [f"taskmanager.host={self.network.address(name)}", *memory]
         words = [word for setting in settings for word in ("-D", setting)]
@@ -170,7 +170,7 @@ class Flink(Cluster):
         return self._java(name, entry, *words, before=inside(name))
 
     def _java(self, name, entry, *words, before=()):
-        limits = ("-Xmx700m", "-XX:MaxDirectMemorySize=512m")
+        limits = (f"-Xmx{self.heap_mib + 444}m", "-XX:MaxDirectMemorySize=512m")
         command = (*before, "java", *OPENS, *limits, "-cp", f"{self.jars}/*", entry)
         rest = ("--configDir", self.folder, *words)
         return self.daemons.start(*command, *rest, log=self.folder / f"{name}.log")

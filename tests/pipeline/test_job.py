@@ -130,8 +130,8 @@ def test_nothing_of_the_main_module_is_pickled(job, kind, spills):
 
 
 PAYLOAD = {
-    *("ReadPortion", "MarkValidation", "CleanText", "ApplyRules", "InSandbox", "AddKeys", "DropCopies"),
-    *("CountBatch", "EncodeDocuments", "PackImages"),
+    *("ReadPortion", "MarkValidation", "CleanText", "ApplyRules", "InSandbox", "AddKeys"),
+    *("DropCopies", "CountBatch", "EncodeDocuments", "PackImages"),
 }
 """Stages that hand on batches."""
 
