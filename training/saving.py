@@ -30,7 +30,7 @@ Files = dict[Path, Any]
 """What a rank writes: text, bytes, or what torch.save takes, by path."""
 Rows = dict[str, dict[str, Any]]
 """Bytes and sha256 of files, by their path in the checkpoint."""
-GIB = 2**30
+MIB = 2**20
 
 
 def save_checkpoint(
@@ -102,13 +102,13 @@ class Saving:
         try:
             yield
         except OSError as error:
-            free_gib = _free_bytes(self.temporary) / GIB
+            free_mib = _free_bytes(self.temporary) / MIB
             distributed.barrier()  # all have seen how full it was
             if distributed.is_rank_zero():
                 shutil.rmtree(self.temporary, ignore_errors=True)
             raise OSError(
                 f"checkpoint of step {self.step} not written to {self.temporary}: {error}; "
-                f"{free_gib:.1f} GiB were free there; the checkpoints before it are untouched"
+                f"{free_mib:,.0f} MiB were free there; the checkpoints before it are untouched"
             ) from error
 
 
@@ -147,7 +147,7 @@ def _check_space(folder: Path, num_bytes: int) -> None:
     """Refuse before the first byte what all ranks together have no space for."""
     needed = sum(distributed.gather(num_bytes))
     if distributed.is_rank_zero() and needed > _free_bytes(folder):
-        raise OSError(errno.ENOSPC, f"it needs {needed / GIB:.1f} GiB: no space left on device")
+        raise OSError(errno.ENOSPC, f"it needs {needed / MIB:,.0f} MiB: no space left on device")
 
 
 def write_files(folder: Path, files: Files) -> Rows:

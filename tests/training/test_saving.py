@@ -108,7 +108,7 @@ def test_a_full_disk_is_told_and_loses_nothing(tmp_path, monkeypatch, save, wher
     assert message.startswith("checkpoint of step 2 not written to ")
     assert "No space left on device" in message
     assert re.search(
-        r"[\d.]+ GiB were free there; the checkpoints before it are untouched", message
+        r"[\d,]+ MiB were free there; the checkpoints before it are untouched", message
     )
     assert not list(tmp_path.glob(".tmp*"))
     assert (tmp_path / "latest").read_text() == "step-00000001\n"
@@ -128,7 +128,7 @@ def test_too_little_space_is_told_before_the_first_byte(tmp_path, monkeypatch, s
     def take(folder):
         return {folder / "weights.pt": {"weights": views, "step": torch.zeros(2**18 + 1)}}
 
-    with pytest.raises(OSError, match=r"it needs 0\.0 GiB: no space left on device"):
+    with pytest.raises(OSError, match="it needs 4 MiB: no space left on device"):
         save(2, take)
     assert not written
     assert not list(tmp_path.iterdir())
