@@ -38,6 +38,12 @@ DEATH = (
     "a worker process died, perhaps for lack of memory; run the same command again: what is "
     "finished is kept, and fewer num_workers need less memory"
 )
+ENGINE_MEMORY = (
+    "; an engine holds the shard that it hands to a worker several times over: give task managers "
+    "or executors more memory, or make shards smaller (docs/flink.md)"
+)
+NO_MEMORY = ("java.lang.OutOfMemoryError", "call is closed")
+"""Of an engine; the second of what Flink repeats behind the first."""
 LOCAL_RUNNERS = ("FnApiRunner", "InMemoryRunner")
 
 _ERROR = re.compile(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception|Interrupt|Exit)): ?(.*)$", re.MULTILINE)
@@ -205,6 +211,8 @@ def one_line(error: BaseException) -> str:
             "workers have no Millrace: their Python needs `pip install 'millrace[pipeline]'`, in "
             "the versions of this one"
         )
+    if any(sign in message for sign in NO_MEMORY):
+        return f"{message}{ENGINE_MEMORY}"
     where = _WHERE.findall(str(error))
     stage = where[-1].split("/")[0].split("-")[0] if where else ""
     return f"{name}: {message} (stage {stage})" if stage else f"{name}: {message}"

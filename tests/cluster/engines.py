@@ -136,8 +136,8 @@ class Cluster:
 class Flink(Cluster):
     """One job manager here, and a task manager with a slot on each machine."""
 
-    def __init__(self, daemons, folder, env, heap_mib=256):
-        self.jars, self.heap_mib = fetch_jars("flink"), heap_mib
+    def __init__(self, daemons, folder, env, heap_mib=256, direct_mib=512):
+        self.jars, self.heap_mib, self.direct_mib = fetch_jars("flink"), heap_mib, direct_mib
         super().__init__(daemons, folder, env)
         self.port, rpc = free_port(), free_port()
         self.address = f"{self.network.here}:{self.port}"
@@ -170,7 +170,10 @@ class Flink(Cluster):
         return self._java(name, entry, *words, before=inside(name))
 
     def _java(self, name, entry, *words, before=()):
-        limits = (f"-Xmx{self.heap_mib + 444}m", "-XX:MaxDirectMemorySize=512m")
+        limits = (
+            f"-Xmx{self.heap_mib + 444}m",
+            f"-XX:MaxDirectMemorySize={self.direct_mib}m",
+        )
         command = (*before, "java", *OPENS, *limits, "-cp", f"{self.jars}/*", entry)
         rest = ("--configDir", self.folder, *words)
         return self.daemons.start(*command, *rest, log=self.folder / f"{name}.log")

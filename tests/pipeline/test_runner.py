@@ -76,6 +76,19 @@ def test_one_line_of_an_unknown_error():
     assert one_line(KeyError("x")) == "KeyError: 'x'"
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "java.lang.OutOfMemoryError: Java heap space",
+        "java.lang.IllegalStateException: call is closed",
+    ],
+)
+def test_an_engine_without_memory_is_told_what_to_do(fault):
+    told = one_line(RuntimeError(f"Pipeline BeamApp-1 failed in state FAILED: {fault}"))
+    assert told.startswith(f"Pipeline BeamApp-1 failed in state FAILED: {fault}; an engine holds")
+    assert told.endswith("or make shards smaller (docs/flink.md)")
+
+
 def test_the_environment_is_as_before(tmp_path, monkeypatch):
     monkeypatch.setenv("RAYON_NUM_THREADS", "5")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
