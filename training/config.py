@@ -219,9 +219,15 @@ class ImageTrainingConfig(TrainingConfig):
     """How well features of the model, and of the average of its weights, tell classes apart."""
 
     def __post_init__(self) -> None:
-        """Refuse to divide what has no order."""
+        """Refuse to divide what has no order, and to shift images out of sight."""
         super().__post_init__()
         if self.engine.sequence_parallel_size > 1:
             raise ValueError(
                 "engine.sequence_parallel_size divides sequences of text, not images; use 1"
+            )
+        padding, size = self.augment.padding, self.model.config.image_size
+        if self.augment.crop == "random_padded" and padding >= size:
+            raise ValueError(
+                f"augment.padding is {padding}, by which images of model.image_size {size} are "
+                f"shifted out of sight; use at most {size - 1}"
             )

@@ -58,6 +58,16 @@ def test_a_model_that_gives_something_else(write_config):
         configs.load(TrainingConfig, write_config(model=model), ["run_dir=x"])
 
 
+def test_padding_that_shifts_images_out_of_sight(write_image_config):
+    config = write_image_config({"name": "vit"}, "image_classification")
+    words = ["run_dir=x", "augment.crop=random_padded"]
+    configs.load(TrainingConfig, config, [*words, "augment.padding=7"])
+    configs.load(TrainingConfig, config, ["run_dir=x", "augment.padding=8"])  # of another crop
+    message = "augment.padding is 8, by which images of model.image_size 8 are .* at most 7$"
+    with pytest.raises(configs.ConfigError, match=message):
+        configs.load(TrainingConfig, config, [*words, "augment.padding=8"])
+
+
 def _dotlist(tree, prefix=""):
     words = []
     for key, value in tree.items():

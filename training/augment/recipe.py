@@ -119,7 +119,9 @@ def _place(square: Pixels, shown: Pixels, offset: tuple[int, int], *, flips: boo
 
 @lru_cache(maxsize=4096)
 def _windows(size: int, offset: tuple[int, int], *, flips: bool) -> list[tuple[Window, Window]]:
-    """Where pixels come to, and where from."""
+    """Where pixels come to, and where from; nowhere, where the window has left the square."""
+    if max(map(abs, offset)) >= size:
+        return []
     (to_x, from_x), (to_y, from_y) = (_overlap(size, by) for by in offset)
     if not flips:
         return [((to_y, to_x), (from_y, from_x))]
@@ -130,7 +132,7 @@ def _windows(size: int, offset: tuple[int, int], *, flips: bool) -> list[tuple[W
 
 
 def _overlap(size: int, by: int) -> tuple[slice, slice]:
-    """Along one side, where pixels come to and where from."""
+    """Along one side, where pixels come to and where from; moved by less than its size."""
     return slice(max(0, -by), size - max(0, by)), slice(max(0, by), size - max(0, -by))
 
 

@@ -118,6 +118,25 @@ def test_a_padded_crop_is_the_shifted_image_on_black():
     assert len(seen) > 20
 
 
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_a_padded_crop_beyond_the_image_is_black(flip):
+    seen = set()
+    for key in range(60):
+        own = BatchDraws(np.array([key], np.uint64), Purpose.CROP)
+        ((right, down),) = padded_offsets(40, own).tolist()
+        expected = PIL.Image.fromarray(NOISE).crop((right, down, right + 24, down + 24))
+        found = rendered(key, crop="random_padded", padding=40, horizontal_flip=flip)
+        np.testing.assert_array_equal(found[:, ::-1] if flip else found, np.asarray(expected))
+        seen |= {abs(right) < 24, abs(down) < 24}
+    assert seen == {True, False}
+
+
+def test_the_limit_of_pillow_is_not_ours(monkeypatch):
+    """The pipeline took the image, by a limit that its user has set."""
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", NOISE[..., 0].size // 3)
+    np.testing.assert_array_equal(rendered(), NOISE)
+
+
 def test_flips():
     np.testing.assert_array_equal(rendered(), NOISE)
     np.testing.assert_array_equal(rendered(horizontal_flip=1.0), NOISE[:, ::-1])
