@@ -81,6 +81,7 @@ def resized(stored: Stored, box: Box, side: int) -> Pixels:
 
 
 def _open(encoded: bytes | memoryview) -> PIL.Image.Image:
+    PIL.Image.MAX_IMAGE_PIXELS = None  # the limit was the pipeline's, `images.decode.max_pixels`
     return PIL.Image.open(io.BytesIO(encoded), formats=FORMATS)
 
 
