@@ -103,12 +103,14 @@ class CorpusConfig:
             raise ValueError(f"{found} allowed, for engines carry no element of 2 GB")
 
 
-def list_files(path: Sequence[str], extensions: Sequence[str]) -> list[CorpusFile]:
+def list_files(
+    path: Sequence[str], extensions: Sequence[str], companions: Sequence[str] = ()
+) -> list[CorpusFile]:
     """The files of a corpus, sorted by `source`, each once.
 
     A folder gives the files below it that have one of the `extensions`, a glob those that it
-    matches; hidden files and folders are skipped. A file that is named itself may have any
-    extension.
+    matches; hidden files and folders are skipped, others are counted in a warning, but for those
+    with an extension of `companions`. A file that is named itself may have any extension.
 
     Raises:
         FileNotFoundError: an entry of `path` names nothing.
@@ -117,7 +119,7 @@ def list_files(path: Sequence[str], extensions: Sequence[str]) -> list[CorpusFil
     """
     found: dict[str, _Found] = {}
     for pattern in path:
-        for entry in _expand(pattern, extensions):
+        for entry in _expand(pattern, extensions, companions):
             found.setdefault(entry.url, entry)
     _check_names(found)
     return sorted(_name(list(found.values())), key=lambda file: file.source)
@@ -132,7 +134,8 @@ def plan_portions(reader: ModuleType, config: CorpusConfig) -> list[Portion]:
         FileNotFoundError, ValueError: no files (see `list_files`), or what the config names, as a
             column, is in no record of the first portion.
     """
-    files = list_files(config.path, reader.EXTENSIONS)
+    companions = reader.companions(config) if hasattr(reader, "companions") else ()
+    files = list_files(config.path, reader.EXTENSIONS, companions)
     empty = [file.source for file in files if not file.bytes]
     if empty:
         _LOG.warning(
@@ -178,7 +181,7 @@ class _Found(NamedTuple):
     info: dict[str, Any]
 
 
-def _expand(pattern: str, extensions: Sequence[str]) -> list[_Found]:
+def _expand(pattern: str, extensions: Sequence[str], companions: Sequence[str]) -> list[_Found]:
     """The files that one entry of the config's `path` names."""
     fs, path = locate(pattern)
     with asking(pattern):
@@ -200,8 +203,21 @@ def _expand(pattern: str, extensions: Sequence[str]) -> list[_Found]:
             f"{pattern}: {len(files)} files, none of them with an extension of this format: "
             f"{', '.join(extensions)}; found {posixpath.basename(files[0]['name'])}"
         )
+    _tell_others(pattern, [info["name"] for info in visible], (*extensions, *companions))
     with asking(pattern):
         return [_found(fs, info, root, pattern) for info in wanted]
+
+
+def _tell_others(pattern: str, names: Sequence[str], known: tuple[str, ...]) -> None:
+    others = [name for name in names if not name.lower().endswith(known)]
+    if others:
+        _LOG.warning(
+            "%s: %d of %d files are passed over, as %s: their extension is none of this format's",
+            pattern,
+            len(others),
+            len(names),
+            posixpath.basename(others[0]),
+        )
 
 
 def _list(fs: Any, path: str) -> tuple[str, dict[str, Any]]:

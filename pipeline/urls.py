@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fsspec.core import split_protocol, url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from configs.redact import redact_of
 
@@ -82,6 +83,9 @@ def locate(url: str, **options: Any) -> tuple[Any, str]:
         ValueError: the file system needs a package that is not installed, or is none of fsspec's.
         StoreError: it cannot be opened.
     """
+    if url.startswith("/"):  # fsspec would take a file name with `::` for a chain
+        local = LocalFileSystem(**options)
+        return local, local._strip_protocol(url)
     try:
         with asking(url):
             fs, path = url_to_fs(url, **options)

@@ -49,6 +49,11 @@ def members(config: Config) -> tuple[str, ...]:
     return tuple(name for name, is_there in named.items() if is_there)
 
 
+def companions(config: Config) -> tuple[str, ...]:
+    """Extensions of files that belong to images."""
+    return (config.caption_extension.lower(),) if config.caption_extension else ()
+
+
 def read(portion: Portion, config: Config) -> Iterator[Batch]:
     """The image of each file of the portion, still encoded; `position` is 0.
 

@@ -18,6 +18,7 @@ from pipeline.corpus import (
     plan_portions,
 )
 from pipeline.readers import jsonl, text
+from pipeline.urls import read_url
 
 EXTENSIONS = (".txt", ".txt.gz")
 
@@ -70,6 +71,23 @@ def test_file_with_glob_characters_in_its_name_is_itself(tmp_path):
     assert _sources(f"{tmp_path}/a[1].txt") == ["a[1].txt"]
 
 
+def test_file_with_the_sign_of_a_chain_in_its_name_is_itself(tmp_path):
+    _write(tmp_path / "a::b.txt", "content")
+    (file,) = list_files([str(tmp_path)], [".txt"])
+    assert file.source == "a::b.txt"
+    assert read_url(file.url) == b"content"
+
+
+def test_files_that_are_passed_over_are_told(tmp_path, caplog):
+    for name in ("a.txt", "b.text", "c.JSON", "d.json"):
+        _write(tmp_path / name, "content")
+    assert [file.source for file in list_files([str(tmp_path)], [".txt"], [".json"])] == ["a.txt"]
+    assert caplog.messages == [
+        f"{tmp_path}: 1 of 4 files are passed over, as b.text: their extension is none of this "
+        "format's"
+    ]
+
+
 def test_a_name_that_is_not_utf8_is_told(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one")
     (tmp_path / "b\udcff.txt").write_bytes(b"two")
@@ -97,7 +115,8 @@ def test_links_to_folders_and_to_nothing_are_not_followed_but_told(tree, caplog)
     (tree / "loop").symlink_to(tree)
     (tree / "gone.txt").symlink_to(tree / "nothing")
     assert _sources(str(tree)) == before
-    assert sorted(message.split(" links to no file")[0] for message in caplog.messages) == [
+    told = [message for message in caplog.messages if " links to no file" in message]
+    assert sorted(message.split(" links to no file")[0] for message in told) == [
         f"{tree}/gone.txt",
         f"{tree}/loop",
     ]

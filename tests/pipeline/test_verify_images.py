@@ -36,6 +36,14 @@ def test_whole_samples_have_no_fault(tmp_path):
     assert faults(tmp_path) == []
 
 
+def test_an_image_above_the_limit_of_pillow_has_no_fault(tmp_path):
+    """It warns from 89 megapixels on; a build takes 100 and more, by its config."""
+    big = io.BytesIO()
+    PIL.Image.new("L", (9500, 9500)).save(big, "JPEG")
+    size = json.dumps({"width": 9500, "height": 9500}).encode()
+    assert faults(tmp_path, jpg=big.getvalue(), json=size) == []
+
+
 @pytest.mark.parametrize(
     ("changes", "rule", "message"),
     [

@@ -119,6 +119,16 @@ def test_caption_extension_is_checked(extension):
         image_folder.Config(path=("x",), caption_extension=extension)
 
 
+@pytest.mark.parametrize(("extension", "others"), [(".txt", ["b.jfif"]), ("", ["a.txt", "b.jfif"])])
+def test_files_that_are_passed_over_are_told_but_for_captions(tmp_path, caplog, extension, others):
+    write(tmp_path, {"a.jpg": encoded("red", "JPEG"), "a.txt": b"red", "b.jfif": b"x"})
+    config = image_folder.Config(path=(str(tmp_path),), caption_extension=extension)
+    corpus.plan_portions(image_folder, config)
+    (message,) = caplog.messages
+    told = f"{len(others)} of 3 files are passed over, as {others[0]}: "
+    assert message.startswith(f"{tmp_path}: {told}")
+
+
 def test_portions_of_the_plan_hold_all_files(tmp_path):
     write(tmp_path, {f"c/{number:03}.png": b"%d" % number for number in range(50)})
     config = image_folder.Config(path=(str(tmp_path),), classes=True)
