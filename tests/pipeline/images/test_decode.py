@@ -113,27 +113,34 @@ def test_cmyk_and_its_adobe_form():
     np.testing.assert_allclose(decoded, np.tile(expected, (16, 16, 1)), atol=3)
 
 
-def linear_profile():
-    """A profile of sRGB's primaries and linear light, as ICC.1:2010 lays it out."""
+LINEAR = b"curv" + bytes(8)  # no entries: the identity
+LEVELS = np.linspace(0, 1, 1024)
+CURVE = np.where(LEVELS <= 0.04045, LEVELS / 12.92, ((LEVELS + 0.055) / 1.055) ** 2.4)
+SRGB = b"curv\0\0\0\0" + struct.pack(">I1024H", 1024, *np.rint(CURVE * 65535).astype(int))
+"""As in the profile of most photos."""
+
+
+def profile_of(curve, name="of a test"):
+    """A profile of sRGB's primaries and a curve, as ICC.1:2010 lays it out."""
 
     def xyz(*values):
         return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(one * 65536) for one in values))
 
-    linear = b"curv" + bytes(8)  # no entries: the identity
     tags = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(name) + 1) + name.encode() + bytes(79),
         b"wtpt": xyz(0.9642, 1.0, 0.8249),
         b"rXYZ": xyz(0.4360, 0.2225, 0.0139),
         b"gXYZ": xyz(0.3851, 0.7169, 0.0971),
         b"bXYZ": xyz(0.1431, 0.0606, 0.7141),
-        b"rTRC": linear,
-        b"gTRC": linear,
-        b"bTRC": linear,
+        b"rTRC": curve,
+        b"gTRC": curve,
+        b"bTRC": curve,
     }
     start = 128 + 4 + 12 * len(tags)
     table, data = struct.pack(">I", len(tags)), b""
-    for name, content in tags.items():
-        table += struct.pack(">4sII", name, start + len(data), len(content))
-        data += content
+    for tag, content in tags.items():
+        table += struct.pack(">4sII", tag, start + len(data), len(content))
+        data += content + bytes(-len(content) % 4)
     illuminant = struct.pack(">3i", 63190, 65536, 54061)
     head = struct.pack(
         ">I4sI4s4s4s", start + len(data), b"lcms", 0x02100000, b"mntr", b"RGB ", b"XYZ "
@@ -142,16 +149,32 @@ def linear_profile():
     return head.ljust(128, b"\0") + table + data
 
 
-def test_a_profile_is_converted_to_srgb():
+@pytest.mark.parametrize("name", ["of a test", "sRGB-elle-V2-g10.icc"])
+def test_a_profile_is_converted_to_srgb(name):
+    """Whatever it is named."""
     image = PIL.Image.fromarray(COLOUR)
     light = COLOUR / 255
     expected = 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
-    encoded = file_of(image, "PNG", icc_profile=linear_profile())
+    encoded = file_of(image, "PNG", icc_profile=profile_of(LINEAR, name))
     np.testing.assert_allclose(pixels_of(encoded), expected, atol=2)
     damaged = file_of(image, "PNG", icc_profile=b"no profile at all")
     np.testing.assert_array_equal(pixels_of(damaged), COLOUR)
-    srgb = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
-    np.testing.assert_array_equal(pixels_of(file_of(image, "PNG", icc_profile=srgb)), COLOUR)
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes(),
+        profile_of(SRGB, "sRGB IEC61966-2.1"),
+        profile_of(SRGB, "c2"),
+    ],
+)
+def test_what_does_as_srgb_does_leaves_an_image_untouched(profile):
+    image = PIL.Image.fromarray(COLOUR)
+    png = decode(file_of(image, "PNG", icc_profile=profile), Config())
+    np.testing.assert_array_equal(np.asarray(png.pixels), COLOUR)
+    assert png.untouched
+    assert decode(file_of(image, "JPEG", icc_profile=profile), Config()).untouched
 
 
 def test_an_animation_gives_its_first_frame():
