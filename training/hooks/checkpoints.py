@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from training.checkpoint import Config, remove_old
 from training.console import say
 from training.host_memory import HostMemory
-from training.saving import GIB, Saving
+from training.memory.machine import GIB
+from training.saving import Saving
 from training.trainer import Hook, StepInfo
 
 if TYPE_CHECKING:
