@@ -14,13 +14,11 @@ Transform = PIL.ImageCms.ImageCmsTransform
 _TOLERANCE = 1
 """A profile that moves no channel of `_RAMP` by more is taken for sRGB: what lies below is the
 rounding of its tables, and converting it would write every such photo anew."""
+
 _STEPS = np.arange(0, 256, 51)
-_RAMP = np.concatenate(
-    [
-        np.repeat(np.arange(256)[:, None], 3, axis=1),
-        np.stack(np.meshgrid(*3 * [_STEPS]), 3).reshape(-1, 3),
-    ]
-).astype(np.uint8)[None]
+_GREYS = np.repeat(np.arange(256)[:, None], 3, axis=1)
+_GRID = np.stack(np.meshgrid(_STEPS, _STEPS, _STEPS), axis=-1).reshape(-1, 3)
+_RAMP = np.concatenate([_GREYS, _GRID]).astype(np.uint8)[None]
 """Pixels (1, 472, 3): all greys, and a grid over the colours."""
 
 

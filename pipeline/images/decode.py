@@ -7,10 +7,12 @@
 | greyscale, 1 bit, palette | RGB |
 | alpha, or a transparent colour | composed over `background`; such a colour of 2, 4 or 16 bits is
 opaque |
-| 16-bit greyscale | 8 bits, scaled and rounded; 16-bit colour keeps the high byte |
+| 12- and 16-bit greyscale | 8 bits, scaled and rounded; 16-bit colour keeps the high byte |
 | CMYK, also Adobe's inverted one | RGB by its profile, or by the plain formula |
 | animation | its first frame |
-| 32-bit integers, floating point | `unsupported_pixels`: their range is not known |
+| grey of 32-bit integers or floating point | `unsupported_pixels`: their range is not known |
+| what Pillow cannot open, as floating-point RGB or 16-bit grey with alpha in TIFF |
+`unknown_format` |
 """
 
 import io
@@ -35,6 +37,9 @@ SHRINK_MARGIN = 2
 """A JPEG is shrunk on load to no less than this times the wished side: the resize behind it then
 still has all frequencies that the result can hold."""
 
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+"""Tags of TIFF; 0 of the second says that 0 is white."""
+
 TRUNCATED = "truncated_image"
 """The reason that `accept_truncated` forgives."""
 
@@ -53,7 +58,9 @@ class Config:
     time_limit_seconds: float = 60.0
     """CPU time that one image may take, seconds; above it, it is a reject."""
     accept_truncated: bool = False
-    """Keep an image that breaks off, the missing part grey; else it is a reject."""
+    """Keep an image that breaks off; else it is a reject. What is missing is grey (JPEG), black
+    (PNG, TIFF; BMP, at its top), `background` where it has alpha, a colour of a palette (GIF); a
+    WebP, or a TIFF whose directory is lost, stays a reject."""
     background: tuple[int, ...] = (255, 255, 255)
     """Red, green and blue, 0 to 255, that transparent pixels lie over."""
 
@@ -244,8 +251,7 @@ def _rgb(
     image: PIL.Image.Image, profile: bytes | None, background: tuple[int, ...]
 ) -> PIL.Image.Image:
     if image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.uint32)
-        image = PIL.Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        image = _in_8_bits(image)
     alpha = _alpha(image)
     if image.mode in ("1", "P", "PA", "LA", "RGBA", "RGBa", "La"):
         image = image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
@@ -258,6 +264,18 @@ def _rgb(
     under = PIL.Image.new("RGB", image.size, background)
     under.paste(image, mask=alpha)
     return under
+
+
+def _in_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Of 12 or 16 bits, which a TIFF may count from white; Pillow gives them as stored."""
+    tags = getattr(image, "tag_v2", {})
+    largest = 4095 if tags.get(_BITS_PER_SAMPLE) == (12,) else 65535
+    values = np.asarray(image).astype(np.uint32)
+    values *= 255  # in place: an image of `max_pixels` takes 400 MB of these
+    values += largest // 2
+    values //= largest
+    scaled = values.astype(np.uint8)
+    return PIL.Image.fromarray(255 - scaled if tags.get(_PHOTOMETRIC) == 0 else scaled)
 
 
 def _alpha(image: PIL.Image.Image) -> PIL.Image.Image | None:
