@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from pipeline.images.appearance import appearance
 from pipeline.images.colours import convert
 from pipeline.images.decode import BadImage, load, open_image
 from pipeline.images.decode import Config as DecodeConfig
 from pipeline.images.encode import Config as EncodeConfig
-from pipeline.images.encode import encode
+from pipeline.images.encode import check_side, encode
 from pipeline.images.filter import Config as FilterConfig
 from pipeline.images.filter import check_content, check_size
 from pipeline.images.resize import Config as ResizeConfig
@@ -76,4 +79,11 @@ def process(encoded: bytes, config: Config, *, look: bool = False) -> Outcome:
     untouched = decoded.untouched and result is decoded.pixels
     if untouched and config.encode.keep_untouched and decoded.format == config.encode.format:
         return Processed(encoded, *size, seen)
-    return Processed(encode(result, config.encode), result.shape[1], result.shape[0], seen)
+    return _encoded(result, config.encode, seen)
+
+
+def _encoded(pixels: npt.NDArray[np.uint8], config: EncodeConfig, seen: bytes) -> Outcome:
+    height, width = pixels.shape[:2]
+    if bad := check_side(width, height, config):
+        return "resize", bad
+    return Processed(encode(pixels, config), width, height, seen)

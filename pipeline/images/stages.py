@@ -23,7 +23,7 @@ from pipeline.split import MarkValidation, carry_mark
 from pipeline.tar import BLOCK
 from pipeline.work import WorkFolder
 
-STAGES = ("decode", "filter")
+STAGES = ("decode", "filter", "resize")
 """What processing may refuse an image in, in order."""
 
 
@@ -107,9 +107,11 @@ def process_images(
         results = [one for one, out in zip(results, refused, strict=True) if not out]
         reasons, details = [one.reason for one in bad], [one.detail for one in bad]
         rejects = concat([batch.rejects, reject(denied, stage, reasons, details)])
+        if stage == STAGES[-1]:
+            done = [one for one in results if isinstance(one, Processed)]
+            images = _with_results(images, done, look=look)
         batch = replace(count(batch, stage, images), rejects=rejects)
-    done = [one for one in results if isinstance(one, Processed)]
-    return count(batch, "resize", _with_results(images, done, look=look))
+    return batch
 
 
 def pack_images(batch: Batch) -> Batch:
