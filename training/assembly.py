@@ -80,7 +80,7 @@ def build_engine(config: TrainingConfig, run: Run) -> Engine:
     with construction(config.engine):
         model = config.model.module.Model(config.model.config)
     if config.init_from:
-        take_initial_weights(model, config)
+        take_initial_weights(model, config, run.facts)
     num_parameters = count_parameters(model)
     if config.engine.sequence_parallel_size > 1:
         sequence_parallel.share_sequences(model, config.engine.sequence_parallel_size)

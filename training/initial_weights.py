@@ -8,6 +8,7 @@ import fnmatch
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,16 +17,16 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from training import checkpoint, distributed
-from training.config import TextTrainingConfig, TrainingConfig
+from training import checkpoint, distributed, run_dataset
+from training.config import TrainingConfig
 from training.console import say
 from training.engine import assign_weights, load_weights
 from training.huggingface.folder import is_folder
 from training.huggingface.initial import compare, read_weights
 from training.huggingface.vocabulary import find_other_meaning
 from training.objective import count_elements
+from training.run_dataset import DatasetFacts, read_kept
 from training.run_dir import find_checkpoint
-from training.text import read_tokenizer
 
 REPORT = "init_from.json"
 NUM_TOLD = 4
@@ -60,11 +61,11 @@ class Source:
     """Keys of `model` that are otherwise here, and how."""
 
 
-def take_initial_weights(model: nn.Module, config: TrainingConfig) -> None:
+def take_initial_weights(model: nn.Module, config: TrainingConfig, facts: DatasetFacts) -> None:
     """Load the weights of `init_from` into a new run's model, and report.
 
-    Every rank calls it with the model, before DeepSpeed's engine has it. A run that continues
-    has weights of its own, and is left alone.
+    Every rank calls it with the model, before DeepSpeed's engine has it, and with the facts of the
+    run's dataset. A run that continues has weights of its own, and is left alone.
 
     Raises:
         ValueError: no weight fits, or one has another shape than the model's, or the folder is one
@@ -94,7 +95,7 @@ def take_initial_weights(model: nn.Module, config: TrainingConfig) -> None:
         (run_dir / REPORT).write_text(json.dumps(tree, indent=1) + "\n")
     of = f"the average in {source.name}" if config.init_ema else source.name
     say(f"initial weights of {of}: {describe(report, model)}; all names in {run_dir / REPORT}")
-    for line in _warnings(source, config):
+    for line in _warnings(source, report, facts):
         say(f"initial weights of {of}: {line}")
 
 
@@ -132,16 +133,39 @@ def _find_checkpoint(path: Path) -> Path:
         raise FileNotFoundError(f"{error}, or a Hugging Face folder, with config.json") from None
 
 
-def _warnings(source: Source, config: TrainingConfig) -> Iterator[str]:
+def _warnings(source: Source, report: Report, facts: DatasetFacts) -> Iterator[str]:
     """What of the other model is otherwise here, and may be so by choice; shapes tell it not."""
     for key, how in source.differs.items():
         yield f"model.{key} is {how}"
-    tokenizer = Path(source.name) / "tokenizer.json"
-    if source.fits and isinstance(config, TextTrainingConfig) and tokenizer.is_file():
-        ours, _ = read_tokenizer(config.data.dataset_dir)
-        other = find_other_meaning(tokenizer.read_bytes(), ours)
+    try:
+        theirs = _facts_of(source)
+    except (OSError, ValueError) as error:
+        yield f"what it learned from is not known: {error}"
+        return
+    if theirs.tokenizer_json and facts.tokenizer_json:
+        other = find_other_meaning(theirs.tokenizer_json, facts.tokenizer_json)
         if other:
             yield f"its tokenizer is not the dataset's: {other}"
+    takes_head = any(name.partition(".")[0] == "head" for name in report.loaded)
+    if takes_head and theirs.classes and theirs.classes != facts.classes:
+        yield f"its head is of other classes: {_other_classes(theirs.classes, facts.classes)}"
+
+
+def _facts_of(source: Source) -> DatasetFacts:
+    """What the source tells of the dataset that it learned from, which may be nothing."""
+    path = Path(source.name)
+    if not source.fits:
+        run_dir = path.resolve().parents[1]
+        return read_kept(run_dir) if (run_dir / run_dataset.FILE).exists() else DatasetFacts("")
+    tokenizer = path / run_dataset.TOKENIZER
+    return DatasetFacts("", tokenizer_json=tokenizer.read_bytes() if tokenizer.is_file() else b"")
+
+
+def _other_classes(theirs: Sequence[str], ours: Sequence[str]) -> str:
+    """The first few of the indices at which names differ."""
+    pairs = zip_longest(map(repr, theirs), map(repr, ours), fillvalue="nothing")
+    there, here = zip(*(pair for pair in pairs if pair[0] != pair[1]), strict=True)
+    return f"{_list(there)} there, {_list(here)} in the dataset"
 
 
 def adapt(module: ModuleType, found: dict[str, Tensor], model_config: Any) -> dict[str, Tensor]:

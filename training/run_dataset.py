@@ -70,8 +70,30 @@ def find_facts(checkpoint_dir: Path, config: TrainingConfig) -> DatasetFacts:
     """
     run_dir = checkpoint_dir.resolve().parents[1]
     if (run_dir / FILE).exists():
-        return _read_kept(run_dir)
+        return read_kept(run_dir)
     return _find_in_dataset(checkpoint_dir, config, run_dir)
+
+
+def read_kept(run_dir: Path) -> DatasetFacts:
+    """What a run keeps of its dataset.
+
+    Raises:
+        FileNotFoundError: it keeps nothing, or only half.
+        ValueError: it is damaged.
+    """
+    path = run_dir / FILE
+    try:
+        tree = json.loads(path.read_bytes())
+        described = None if tree["tokenizer"] is None else Tokenizer(**tree["tokenizer"])
+        facts = DatasetFacts(tree["fingerprint"], tuple(tree["classes"]), described)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: damaged ({type(error).__name__}: {error})") from None
+    if described is None:
+        return facts
+    content = (run_dir / TOKENIZER).read_bytes()
+    if hashlib.sha256(content).hexdigest() != described.sha256:
+        raise ValueError(f"{run_dir / TOKENIZER}: its sha256 is not that of {FILE}")
+    return DatasetFacts(facts.fingerprint, facts.classes, described, content)
 
 
 def find_tokenizer(checkpoint_dir: Path, config: TrainingConfig) -> tuple[bytes, Tokenizer]:
@@ -103,22 +125,6 @@ def _find_in_dataset(checkpoint_dir: Path, config: TrainingConfig, run_dir: Path
         f"dataset itself is {', '.join(looked)}; start in the folder where training was started, "
         "or bring the dataset back"
     )
-
-
-def _read_kept(run_dir: Path) -> DatasetFacts:
-    path = run_dir / FILE
-    try:
-        tree = json.loads(path.read_bytes())
-        described = None if tree["tokenizer"] is None else Tokenizer(**tree["tokenizer"])
-        facts = DatasetFacts(tree["fingerprint"], tuple(tree["classes"]), described)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: damaged ({type(error).__name__}: {error})") from None
-    if described is None:
-        return facts
-    content = (run_dir / TOKENIZER).read_bytes()
-    if hashlib.sha256(content).hexdigest() != described.sha256:
-        raise ValueError(f"{run_dir / TOKENIZER}: its sha256 is not that of {FILE}")
-    return DatasetFacts(facts.fingerprint, facts.classes, described, content)
 
 
 def _places(config: TrainingConfig, run_dir: Path) -> list[str]:

@@ -1,13 +1,16 @@
 """Weights of another run: matched by name and shape, reported, the same at every ZeRO stage."""
 
+import dataclasses
+import hashlib
 import json
 import shutil
 
 import pytest
 import torch
 
+from pipeline.manifest import read_manifest, write_manifest
 from training.engine import load_weights
-from training.initial_weights import adapt, match_weights
+from training.initial_weights import _other_classes, adapt, match_weights
 from training.models import mae, vit
 
 SIZES = {"image_size": 16, "patch_size": 4, "d_model": 16, "num_layers": 2, "num_heads": 2}
@@ -201,3 +204,61 @@ def test_what_shapes_do_not_show_is_told(start, run_dir):
     assert answer["code"] == 0, answer
     source = run_dir / "checkpoints/step-00000003"
     assert f"initial weights of {source}: model.num_heads is 2 there, 1 here\n" in answer["stdout"]
+
+
+@pytest.mark.slow
+def test_another_tokenizer_is_told(start, run_dir, dataset_dir, tmp_path):
+    other = shutil.copytree(dataset_dir, tmp_path / "other")
+    tree = json.loads((other / "tokenizer.json").read_text())
+    words = tree["model"]["vocab"]
+    words["m"], words["w"] = words["w"], words["m"]
+    content = json.dumps(tree).encode()
+    (other / "tokenizer.json").write_bytes(content)
+    manifest = read_manifest(other)
+    described = dataclasses.replace(manifest.tokenizer, sha256=hashlib.sha256(content).hexdigest())
+    write_manifest(dataclasses.replace(manifest, tokenizer=described), other)
+    answer = start(f"data.dataset_dir={other}")
+    assert answer["code"] == 0, answer
+    first, now = ("m", "w") if words["w"] < words["m"] else ("w", "m")
+    line = f"its tokenizer is not the dataset's: token {words[now]} is {first!r} there, {now!r} in "
+    assert line in answer["stdout"]
+
+
+@pytest.mark.slow
+def test_a_head_of_other_classes_is_told(cli, write_image_config, image_dir, tmp_path):
+    other = shutil.copytree(image_dir, tmp_path / "other")
+    manifest = read_manifest(other)
+    write_manifest(dataclasses.replace(manifest, classes=("dark", "loud")), other)
+    small = {"num_steps": 2, "evaluation": {"every_steps": 0}, "pictures": {"every_steps": 0}}
+    config = write_image_config({"name": "vit"}, "image_classification", **small)
+    source = tmp_path / "first"
+    assert cli("training", config, f"run_dir={source}")["code"] == 0
+
+    def heads_told(name, *words):
+        answer = cli(
+            "training", config, f"run_dir={tmp_path / name}", f"init_from={source}", *words
+        )
+        assert answer["code"] == 0, answer
+        return [line for line in answer["stdout"].splitlines() if "its head is" in line]
+
+    elsewhere = f"data.dataset_dir={other}"
+    folder = source / "checkpoints/step-00000002"
+    assert heads_told("second", elsewhere) == [
+        f"initial weights of {folder}: its head is of other classes: "
+        "'bright' there, 'loud' in the dataset"
+    ]
+    assert heads_told("same") == []
+    assert heads_told("anew", elsewhere, "init_skip=[head.*]") == []
+    (source / "dataset.json").write_text("{")
+    answer = cli(
+        "training", config, f"run_dir={tmp_path / 'half'}", f"init_from={source}", elsewhere
+    )
+    assert answer["code"] == 0, answer
+    assert f"what it learned from is not known: {source}/dataset.json: damaged" in answer["stdout"]
+
+
+def test_the_first_few_classes_that_differ():
+    theirs = ["same", *map(str, range(6))]
+    assert _other_classes(theirs, ["same", "a", "1", "c"]) == (
+        "'0', '2', '3', '4', 1 more there, 'a', 'c', nothing, nothing, 1 more in the dataset"
+    )
