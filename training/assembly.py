@@ -1,7 +1,7 @@
 """Builds the parts of a run from its config: where models, tasks, data and the engine meet."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from training.hooks.damage import DamageHook
 from training.hooks.evaluation import EvaluationHook
 from training.hooks.memory import MemoryHook
 from training.hooks.metrics import MetricsHook
+from training.hooks.probe import ProbeHook
 from training.hooks.store import StoreHook
 from training.hooks.watchdog import Watchdog
 from training.initial_weights import take_initial_weights
@@ -232,18 +233,7 @@ def _build_hooks(
         publish=checkpoints.publish,
     )
     engine.admits = anomalies.admits
-    hooks: list[Hook] = [
-        metrics,
-        _build_memory(config, run, engine, events),
-        anomalies,
-        DamageHook(
-            run.dir,
-            loader.dataset.damage,
-            events,
-            every_steps=config.logging.every_steps,
-            device=engine.device,
-        ),
-    ]
+    hooks: list[Hook] = [metrics, _build_memory(config, run, engine, events), anomalies]
     if not is_local(config.data.dataset_dir):
         hooks.append(
             StoreHook(
@@ -257,7 +247,26 @@ def _build_hooks(
     if config.evaluation.every_steps:
         hooks += _build_evaluations(config, run, engine, events)
     hooks += kind.build_hooks(config, run.manifest, run.task, engine, events)
-    return [*hooks, checkpoints]
+    return [*hooks, _build_damage(config, hooks, engine, loader, events), checkpoints]
+
+
+def _build_damage(
+    config: TrainingConfig,
+    hooks: Sequence[Hook],
+    engine: Engine,
+    loader: Loader,
+    events: EventFile | None,
+) -> DamageHook:
+    """Of training, and of what the hooks before it read of the validation split."""
+    validation = [hook.batches.damage for hook in hooks if isinstance(hook, EvaluationHook)]
+    validation += [hook.validation.damage for hook in hooks if isinstance(hook, ProbeHook)]
+    return DamageHook(
+        Path(config.run_dir),
+        {"train": [loader.dataset.damage], "validation": validation},
+        events,
+        every_steps=config.logging.every_steps,
+        device=engine.device,
+    )
 
 
 def _build_memory(

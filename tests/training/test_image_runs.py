@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import PIL.Image
@@ -209,8 +211,45 @@ def test_damaged_images_are_counted_and_named(train, image_dir, tmp_path, scalar
     assert shown["data/damaged"] == [(step, 1.0) for step in steps]
 
 
-def write_again(folder, content):
-    """The training shard with other bytes, and a manifest that says so."""
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_damaged_images_of_validation_are_told_once(
+    write_image_config, environment, image_dir, tmp_path, num_ranks
+):
+    """Two of sixteen, one of them the last, which fills up the last batch."""
+    folder = shutil.copytree(image_dir, tmp_path / "damaged")
+    content = (folder / "validation-000000.tar").read_bytes()
+    for name in (b"validation04.png", b"validation15.png"):
+        place = content.index(b"\x89PNG", content.index(name))
+        content = content[:place] + b"none" + content[place + 4 :]
+    write_again(folder, content, split="validation")
+    config = write_image_config(
+        VIT,
+        "image_classification",
+        run_dir=str(tmp_path / "run"),
+        data={"dataset_dir": str(folder), "num_lanes": 4, "num_loader_workers": 1},
+        evaluation={"every_steps": 6, "micro_batch_size": 5},
+        probe={"every_steps": 6, "num_neighbours": 5},
+        logging={"every_steps": 3},
+    )
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}"]
+    answer = subprocess.run(
+        [sys.executable, *launcher, "--module", "training", config],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    (row,) = rows(tmp_path / "run", "damage.jsonl")
+    assert sorted(row.pop("faults")) == ["image validation04", "image validation15"]
+    assert row == {"step": 3, "split": "validation", "replaced_samples": 2}
+    assert [row["replaced"] for row in rows(tmp_path / "run", "evaluation.jsonl")] == [2, 2]
+    told = "2 samples of validation so far came in the place of 2 damaged images or chunks"
+    assert answer.stdout.count(told) == 1
+
+
+def write_again(folder, content, *, split="train"):
+    """The shard of a split with other bytes, and a manifest that says so."""
     import dataclasses
     import hashlib
     import zlib
@@ -218,7 +257,7 @@ def write_again(folder, content):
     from pipeline.manifest import read_manifest, write_manifest
 
     manifest = read_manifest(folder)
-    (shard,) = manifest.splits["train"]
+    (shard,) = manifest.splits[split]
     (folder / shard.name).write_bytes(content)
     spans = zip(shard.chunks.start, shard.chunks.stop, strict=True)
     crc32 = tuple(zlib.crc32(content[start:stop]) for start, stop in spans)
@@ -227,5 +266,5 @@ def write_again(folder, content):
         sha256=hashlib.sha256(content).hexdigest(),
         chunks=dataclasses.replace(shard.chunks, crc32=crc32),
     )
-    splits = {**manifest.splits, "train": (again,)}
+    splits = {**manifest.splits, split: (again,)}
     write_manifest(dataclasses.replace(manifest, splits=splits), folder)

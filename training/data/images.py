@@ -91,7 +91,9 @@ class ImageDataset:
             ValueError: no image of the split can be decoded.
         """
         _, chunk, index = self.order.locate(positions)
-        return self._gather(chunk, index, positions)
+        images, replaced = self._gather(chunk, index, positions)
+        self.damage.num_replaced += int(replaced.sum())
+        return images
 
     @property
     def rows_ahead(self) -> int:
@@ -113,7 +115,9 @@ class ImageDataset:
         index = numbers - (self._stops[chunk] - self.order.samples_per_chunk[chunk])
         following = int(chunk.max()) + 1
         self._reader.reader.expect(range(following, min(following + 4, len(self._stops))))
-        return self._gather(chunk, index, numbers)
+        images, replaced = self._gather(chunk, index, numbers)
+        self.damage.replaced.update(numbers[replaced].tolist())
+        return images
 
     def origins(self, positions: Ints) -> dict[str, dict[str, list[str]]]:
         """Where the images at these positions lie: their keys, by shard; they have no documents."""
@@ -131,7 +135,10 @@ class ImageDataset:
         self._decoders.close()
         self._reader.reader.close()
 
-    def _gather(self, chunk: Ints, index: Ints, positions: Ints) -> Images:
+    def _gather(
+        self, chunk: Ints, index: Ints, positions: Ints
+    ) -> tuple[Images, npt.NDArray[np.bool_]]:
+        """The images, and which of them came in the place of others."""
         keys = sample_keys(self._seed, positions)
         pixels: npt.NDArray[np.uint8] | None = None
         classes = np.empty(len(positions), np.int64)
@@ -158,8 +165,8 @@ class ImageDataset:
                 warning = f"{name}: {fault}; the next one comes in its place"
                 self.damage.note(name, fault, warning=warning)
             if not faults:
-                self.damage.num_replaced += int(replaced.sum())
-                return Images(pixels, classes, keys, positions, np.ones(len(positions), np.bool_))
+                weights = np.ones(len(positions), np.bool_)
+                return Images(pixels, classes, keys, positions, weights), replaced
             rows = rows[sorted(faults)]
             replaced[rows] = True
             chunk[rows], index[rows] = self._following(chunk[rows], index[rows])

@@ -143,6 +143,11 @@ class Loader:
 class FileOrder(Protocol):
     """A split whose samples are also read as they lie."""
 
+    @property
+    def damage(self) -> Damage:
+        """What could not be read so far."""
+        ...
+
     def __len__(self) -> int: ...
 
     def read_in_file_order(self, numbers: npt.NDArray[np.int64]) -> Any:
@@ -173,6 +178,11 @@ class EvaluationBatches(Sequence[Batch]):
         self._micro_batch_size = micro_batch_size
         self._round = micro_batch_size * world_size
         self._first = rank * micro_batch_size
+
+    @property
+    def damage(self) -> Damage:
+        """What of this rank's share could not be read so far."""
+        return self._dataset.damage
 
     def __len__(self) -> int:
         return -(-self.num_samples // self._round)

@@ -23,7 +23,9 @@ class Damage:
     """What of a split could not be read, as far as it was asked for."""
 
     num_replaced: int = 0
-    """Samples that came in the place of others, each time that they did."""
+    """Samples of the data order that others came in the place of, each time that they did."""
+    replaced: set[int] = field(default_factory=set)
+    """Such samples of those that are read in file order, again and again: their numbers."""
     faults: dict[str, str] = field(default_factory=dict)
     """What is wrong with chunks, by number, and with images, by key."""
 
@@ -32,6 +34,14 @@ class Damage:
         if name not in self.faults:
             self.faults[name] = fault
             logger.warning(warning)
+
+    def __or__(self, other: "Damage") -> "Damage":
+        """What either could not read, of one split."""
+        return Damage(
+            self.num_replaced + other.num_replaced,
+            self.replaced | other.replaced,
+            self.faults | other.faults,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,9 @@ class TokenDataset:
             OSError: a chunk could not be read after several attempts.
         """
         epoch, chunk, index = self.order.locate(positions)
-        return self._gather(epoch, chunk, index, positions)
+        sequences, replaced = self._gather(epoch, chunk, index, positions)
+        self.damage.num_replaced += int(replaced.sum())
+        return sequences
 
     @property
     def rows_ahead(self) -> int:
@@ -133,7 +135,9 @@ class TokenDataset:
         index = numbers - (self._stops[chunk] - self.order.samples_per_chunk[chunk])
         following = int(chunk.max()) + 1
         self._reader.reader.expect(range(following, min(following + 4, len(self._stops))))
-        return self._gather(None, chunk, index, numbers)
+        sequences, replaced = self._gather(None, chunk, index, numbers)
+        self.damage.replaced.update(numbers[replaced].tolist())
+        return sequences
 
     def origins(self, positions: Ints) -> dict[str, dict[str, list[str]]]:
         """Where the sequences at these positions lie: documents by sample, samples by shard."""
@@ -153,9 +157,11 @@ class TokenDataset:
         """Let go of files, memory and threads."""
         self._reader.reader.close()
 
-    def _gather(self, epoch: Ints | None, chunk: Ints, index: Ints, positions: Ints) -> Sequences:
+    def _gather(
+        self, epoch: Ints | None, chunk: Ints, index: Ints, positions: Ints
+    ) -> tuple[Sequences, npt.NDArray[np.bool_]]:
+        """The sequences, and which of them came in the place of others."""
         found = self._reader.find(chunk, index)
-        self.damage.num_replaced += int((found.chunk != chunk).sum())
         firsts = self._phases(epoch, found.chunk) + found.index * self.sequence_length
         width = self.sequence_length + 1
         dtype = next(iter(found.chunks.values())).words.dtype
@@ -169,7 +175,8 @@ class TokenDataset:
                 document_starts[row] = offsets
         weights = np.ones(len(positions), np.bool_)
         keys = sample_keys(self.draw_seed, positions)
-        return Sequences(tokens, document_starts, positions, weights, keys)
+        sequences = Sequences(tokens, document_starts, positions, weights, keys)
+        return sequences, found.chunk != chunk
 
     def _phases(self, epoch: Ints | None, chunk: Ints) -> Ints:
         """Where the first sequence of each chunk begins in these epochs: 0 to the slack."""

@@ -3,12 +3,13 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from training.data.loader import EvaluationBatches
     from training.engine import Engine
     from training.events import EventFile
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 from training import distributed
 from training.checkpoint import RunState
 from training.console import say
-from training.objective import Metrics, MicroBatch, Summary
+from training.objective import Metrics, Summary
 from training.step_log import StepLog
 from training.trainer import Hook, StepInfo
 
@@ -45,7 +46,7 @@ class EvaluationHook(Hook):
     def __init__(
         self,
         engine: "Engine",
-        batches: Sequence[MicroBatch],
+        batches: "EvaluationBatches",
         events: "EventFile | None",
         *,
         summarise: Callable[[Metrics], Summary],
@@ -76,10 +77,13 @@ class EvaluationHook(Hook):
             num_targets, means = self.engine.evaluate(self.batches)
         summary = self.summarise(means)
         self.best = min(self.best, summary.scalars["loss"])
+        # Ranks that share a sample name it each, and batches that are filled up repeat one.
+        replaced = len(set().union(*distributed.gather(self.batches.damage.replaced)))
         if not distributed.is_rank_zero():
             return
         step = info.state.step
-        self.log.append([{"step": step, **summary.scalars, "num_targets": num_targets}])
+        row = {"step": step, **summary.scalars, "num_targets": num_targets, "replaced": replaced}
+        self.log.append([row])
         if self.events is not None:
             self._show(self.events, summary, step)
         say(

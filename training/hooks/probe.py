@@ -22,6 +22,7 @@ from training.step_log import StepLog
 from training.trainer import Hook, StepInfo
 
 if TYPE_CHECKING:
+    from training.data.loader import EvaluationBatches
     from training.engine import Engine
     from training.events import EventFile
 
@@ -58,7 +59,7 @@ class ProbeHook(Hook):
         self,
         engine: "Engine",
         train: Sequence[MicroBatch],
-        validation: Sequence[MicroBatch],
+        validation: "EvaluationBatches",
         events: "EventFile | None",
         config: Config,
         *,

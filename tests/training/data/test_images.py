@@ -182,7 +182,11 @@ def test_a_bad_image_is_replaced_by_the_next_and_reported_once(broken, opened, c
     assert images.classes[row] == images.classes[row + 1]
     dataset.read_in_file_order(numbers)
     assert list(dataset.damage.faults) == [f"image {BAD:04x}"]
-    assert dataset.damage.num_replaced == 2
+    assert dataset.damage.replaced == {row}
+    assert dataset.damage.num_replaced == 0
+    dataset.read(np.arange(NUM_IMAGES))
+    dataset.read(np.arange(NUM_IMAGES))
+    assert dataset.damage.num_replaced == 2  # in the data order each time
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["image 0007"]
 
 
@@ -196,7 +200,7 @@ def test_images_of_a_corrupt_chunk_count_once_each(broken, tmp_path, opened):
     dataset = opened(str(folder), recipe=EVERYTHING.plain_recipe(SIZE), corrupt_chunks="replace")
     dataset.read_in_file_order(np.arange(NUM_IMAGES))
     assert chunks.samples[1] == 5
-    assert dataset.damage.num_replaced == 5 + 1
+    assert len(dataset.damage.replaced) == 5 + 1
     assert sorted(dataset.damage.faults) == ["chunk 1", f"image {BAD:04x}"]
 
 

@@ -143,10 +143,16 @@ def test_a_corrupt_chunk_is_replaced_by_the_next_good_one(damaged, caplog):
     assert "chunk 0 come in its place" in caplog.text
     _, asked, index = dataset.order.locate(np.arange(n))
     assert dataset.damage.num_replaced == np.isin(asked, (2, 3, 7)).sum() > 0
+    assert dataset.damage.replaced == set()
     assert sorted(dataset.damage.faults) == ["chunk 2", "chunk 3", "chunk 7"]
     assert all("corrupt" in fault for fault in dataset.damage.faults.values())
     for row, starts, chunk in zip(rows.tokens, rows.document_starts, asked, strict=True):
         assert place_in_stream(row, starts, streams)[0] == {2: 4, 3: 4, 7: 0}.get(chunk, chunk)
+    for _ in range(2):  # in file order each counts once
+        dataset.read_in_file_order(np.arange(n))
+    counts = dataset.order.samples_per_chunk
+    of_chunk = np.repeat(np.arange(len(counts)), counts)
+    assert dataset.damage.replaced == {*np.flatnonzero(np.isin(of_chunk, (2, 3, 7))).tolist()}
     # whatever was read before, the substitutes are the same
     for position in (n - 1, 0, *np.flatnonzero(asked == 2).tolist()):
         again = open_dataset(path, 4, corrupt_chunks="replace").read(np.array([position]))

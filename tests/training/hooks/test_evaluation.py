@@ -9,6 +9,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from training import distributed
+from training.data.replacement import Damage
 from training.events import EventFile
 from training.hooks.evaluation import Config, EvaluationHook
 from training.objective import Summary
@@ -34,6 +36,12 @@ class FakeEngine:
         return 1234, means
 
 
+class FakeBatches(list):
+    def __init__(self):
+        super().__init__(["batch"])
+        self.damage = Damage()
+
+
 def summarise(means):
     loss = means["loss"].item()
     scalars = {"loss": loss, "accuracy": means["hits"].sum().item()}
@@ -41,7 +49,7 @@ def summarise(means):
 
 
 def row_of(step, loss):
-    return {"step": step, "loss": loss, "accuracy": 0.5, "num_targets": 1234}
+    return {"step": step, "loss": loss, "accuracy": 0.5, "num_targets": 1234, "replaced": 0}
 
 
 @pytest.fixture
@@ -50,7 +58,7 @@ def build(tmp_path, state_of):
         engine = FakeEngine(losses)
         hook = EvaluationHook(
             engine,
-            ["batch"],
+            FakeBatches(),
             events,
             summarise=summarise,
             every_steps=2,
@@ -110,6 +118,16 @@ def test_tensorboard(build, info_of, scalars, tmp_path):
     for event in shown:
         picture = PIL.Image.open(io.BytesIO(event.encoded_image_string))
         assert np.array_equal(np.asarray(picture), SQUARE.numpy())
+
+
+def test_replaced_samples_are_counted_over_ranks(build, info_of, monkeypatch):
+    """Each once, also where both ranks have it."""
+    monkeypatch.setattr(distributed, "gather", lambda own: [own, {3, 4}])
+    hook = build([2.0, 1.5])
+    hook.batches.damage.replaced |= {2, 3}
+    for step in (2, 4):
+        hook.on_step(info_of(step))
+    assert [row["replaced"] for row in hook.log.rows()] == [3, 3]
 
 
 def test_a_resumed_run_knows_the_best_before_its_checkpoint(build, info_of, tmp_path, capsys):
