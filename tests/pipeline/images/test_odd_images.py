@@ -117,6 +117,7 @@ def test_a_cut_gif_has_one_colour_of_its_palette_there():
     assert (lost == lost[0]).all() and lost[0].tolist() in colours
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_what_stays_a_reject_where_it_is_cut():
     noise = RNG.integers(0, 256, (64, 64, 3), np.uint8)
     assert cut("WEBP", noise).reason == "truncated_image"
