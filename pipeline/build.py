@@ -18,7 +18,7 @@ import apache_beam as beam
 from pipeline import text
 from pipeline.config import PipelineConfig, TextPipelineConfig, byte_config
 from pipeline.corpus import Portion, plan_portions
-from pipeline.decide import Terms, decide
+from pipeline.decide import Terms, decide, records_hash
 from pipeline.destination import Destination, check_apart, destination_of
 from pipeline.engine_flags import complete_flags
 from pipeline.fingerprints import library_versions, portion_fingerprints, request_fingerprint
@@ -113,7 +113,9 @@ def _build_shards(
     """What the kind needs first, then all shards finished in the work folder."""
     kind = _prepare(config, portions, engine, work)
     terms, settings = _settle(config, portions, kind, work)
-    run = partial(_run, config, portions, engine, kind, terms, settings)
+    fingerprints = portion_fingerprints(config, portions, terms.placement, kind.fingerprint)
+    terms = replace(terms, records=records_hash(fingerprints.values()))
+    run = partial(_run, portions, fingerprints, engine, kind, terms, settings)
     run()
     decision = decide(terms)
     if note_leaks(work, decision.plan):
@@ -123,8 +125,8 @@ def _build_shards(
 
 
 def _run(
-    config: PipelineConfig,
     portions: list[Portion],
+    fingerprints: dict[int, str],
     engine: Engine,
     kind: Kind,
     terms: Terms,
@@ -132,8 +134,7 @@ def _run(
 ) -> None:
     """Whatever is not finished yet."""
     work, compare = terms.work, kind.compare(terms.work, len(portions))
-    fingerprints = portion_fingerprints(config, portions, terms.placement, kind.fingerprint)
-    schema = marked_schema(kind.schema, config.split.validation_paths)
+    schema = marked_schema(kind.schema, terms.validation_paths)
     unfinished = _unfinished(portions, fingerprints, work, spills=engine.spills)
     ordered = spread_order(unfinished, engine.num_workers)
 

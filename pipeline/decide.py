@@ -5,6 +5,7 @@ function of them alone, so the driver and every worker come to the same decision
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +50,8 @@ class Terms:
     """Globs of the split, which have to match something."""
     compares: bool = False
     """Documents are compared over the whole corpus, and some of them excluded."""
+    records: str = ""
+    """Of the fingerprints of all portions, `records_hash`; without it they are not checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ def decide(terms: Terms) -> Decision:
     Raises:
         RefusedError: too many unreadable records, or no documents to train on.
     """
-    digest = hashlib.sha256(terms.config_hash.encode())
+    digest, found = hashlib.sha256(terms.config_hash.encode()), []
     sums = _Sums(np.zeros((2, 2**terms.placement.partition_bits), np.int64), no_candidates())
     excluded = read_excluded(terms.work.excluded) if terms.compares else Excluded.none()
     spills: list[str] = []
@@ -98,6 +101,7 @@ def decide(terms: Terms) -> Decision:
         if terms.compares:
             record = without_excluded(record, terms.placement, excluded, terms.work)
         digest.update(record.fingerprint.encode())
+        found.append(record.fingerprint)
         sums.histogram += record.histogram
         limit = max(terms.placement.documents, 1)
         sums.candidates = merge_candidates(sums.candidates, record.candidates, limit)
@@ -105,10 +109,14 @@ def decide(terms: Terms) -> Decision:
         sums.tallies = tuple(add_tallies([*sums.tallies, *record.tallies]))
         spills.extend(record.spills)
         classes.update(record.classes)
+    if terms.records not in ("", records_hash(found)):
+        raise RefusedError(
+            f"{terms.work.root}: another build writes there too, perhaps a job that an engine goes "
+            "on with behind a build that was stopped; cancel it, and run the same command again"
+        )
     _refuse_unreadable(sums, terms)
     threshold = _split(sums, terms.placement)
-    found = without_leaks(sums.histogram, digest.hexdigest(), terms.work)
-    sums.histogram, fingerprint = found
+    sums.histogram, fingerprint = without_leaks(sums.histogram, digest.hexdigest(), terms.work)
     _refuse_empty(sums, terms)
     plan = plan_shards(
         sums.histogram,
@@ -118,6 +126,11 @@ def decide(terms: Terms) -> Decision:
         spills=tuple(spills),
     )
     return Decision(plan, sums.counts, sums.tallies, tuple(in_class_order(classes)))
+
+
+def records_hash(fingerprints: Iterable[str]) -> str:
+    """One fingerprint of those of all portions, in order."""
+    return hashlib.sha256("".join(fingerprints).encode()).hexdigest()
 
 
 def in_class_order(names: set[str]) -> list[str]:

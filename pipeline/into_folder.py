@@ -6,6 +6,7 @@ A publication that was killed is repeated.
 import os
 import shutil
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ class IntoFolder:
     def tidy(self) -> None:
         shutil.rmtree(self.work.root, ignore_errors=True)
 
-    def claim(self, request: str) -> None:  # noqa: ARG002  (the lock tells of other builds)
+    def claim(self, request: str) -> None:
         """Only a killed build's folder may hold any files: the user's would be overwritten."""
+        self.work = replace(self.work, request=request)
         if is_work_folder(self.work.root):
             return
         found = sorted(path.name for path in self.folder.iterdir() if path.name != LOCK)
@@ -68,11 +70,11 @@ class IntoFolder:
 
     def _remove_outdated(self, current: set[str]) -> None:
         """Shards that an earlier build of another plan finished, and perhaps moved already."""
-        for row in self.work.shards.glob("*.json"):
+        for row in (self.work.root / "shards").rglob("*.json"):
             name = f"{row.stem}.tar"
             if name in current:
                 continue
-            for folder in (self.work.shards, self.folder):
+            for folder in (row.parent, self.folder):
                 (folder / name).unlink(missing_ok=True)
                 index_path(folder / name).unlink(missing_ok=True)
             row.unlink()

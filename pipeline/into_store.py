@@ -12,6 +12,7 @@ import shutil
 import socket
 from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ class IntoStore:
         """Of equal requests all bytes are equal, so that a build goes on from another machine, too,
         where the scratch folder is lost; with two at once the later one has the place.
         """
+        self.work = replace(self.work, request=request)
         if self._sizes:
             self._check_mark(request)
         self.work.root.mkdir(parents=True, exist_ok=True)

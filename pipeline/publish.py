@@ -72,7 +72,7 @@ def publish(building: Building, destination: Destination) -> None:
     work.publication.mkdir()
     report = _write_beside(building, rows, manifest, work.publication)
     destination.publish([row.shard for row in rows], work.publication, manifest)
-    shutil.rmtree(work.root)
+    shutil.rmtree(work.root, ignore_errors=True)  # a job that outlived its build may write there
     show_report(report, destination.name)
 
 

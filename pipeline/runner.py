@@ -22,6 +22,7 @@ import grpc  # type: ignore[import-untyped]
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.portability.fn_api_runner.fn_runner import RunnerResult
+from apache_beam.runners.runner import PipelineResult
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from configs.redact import redact
@@ -91,7 +92,8 @@ def run_beam(
     try:
         with _one_thread_each(engine.num_workers), watch:
             result = pipeline.run()
-            result.wait_until_finish()
+            with _cancelled_with_us(result):
+                result.wait_until_finish()
     # whatever a worker raised, as Beam likes it
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
         if watch.interrupted or (isinstance(error, KeyboardInterrupt) and not watch.died):
@@ -179,6 +181,17 @@ def _exit_interrupted() -> None:
     sys.stderr.write("interrupted\n")
     sys.stderr.flush()
     os._exit(130)  # the lock on the dataset and the workers end with this process
+
+
+@contextmanager
+def _cancelled_with_us(result: PipelineResult) -> Iterator[None]:
+    """Ctrl-C: an engine would go on with the job, and write beside the next build."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with suppress(Exception):  # what it says is no news: the build ends
+            result.cancel()
+        raise
 
 
 @contextmanager

@@ -25,6 +25,9 @@ class WorkFolder:
     """The folder itself, absolute."""
     store: str = ""
     """URL of a dataset that is built into a store: finished tars go there at once."""
+    request: str = ""
+    """Fingerprint of what the build was asked for: an engine's job that outlived its build, of
+    another config, finishes its shards in another folder."""
 
     @property
     def root(self) -> Path:
@@ -43,7 +46,7 @@ class WorkFolder:
     @property
     def shards(self) -> Path:
         """Finished tars, their indexes, and a row file for each."""
-        return self.root / "shards"
+        return self.root / "shards" / self.request[:16]
 
     @property
     def rejects(self) -> Path:
@@ -119,7 +122,7 @@ class WorkFolder:
             folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.publication, ignore_errors=True)
         for unfinished in self.root.rglob(".*"):
-            unfinished.unlink()
+            unfinished.unlink(missing_ok=True)  # a job that goes on may have finished it
 
 
 def is_work_folder(path: Path) -> bool:

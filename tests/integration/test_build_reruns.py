@@ -55,7 +55,7 @@ def test_a_damaged_spill_is_made_again(config, digests, built, corpus, tmp_path,
             build(config(corpus, dataset_dir))
     spill = min((dataset_dir / ".work" / "spills").glob("*.arrow"))
     os.truncate(spill, size)
-    for row in (dataset_dir / ".work" / "shards").glob("*.json"):
+    for row in (dataset_dir / ".work" / "shards").rglob("*.json"):
         row.unlink()
     assert digests(build(config(corpus, dataset_dir))) == digests(built)
 

@@ -11,7 +11,14 @@ import apache_beam as beam
 import pytest
 
 from pipeline.refused import RefusedError
-from pipeline.runner import Engine, StageError, one_line, run_beam, uses_local_runner
+from pipeline.runner import (
+    Engine,
+    StageError,
+    _cancelled_with_us,
+    one_line,
+    run_beam,
+    uses_local_runner,
+)
 from pipeline.work import write_atomic
 from pipeline.worker_versions import _compare, are_elsewhere, check_workers, versions
 
@@ -87,6 +94,25 @@ def test_an_engine_without_memory_is_told_what_to_do(fault):
     told = one_line(RuntimeError(f"Pipeline BeamApp-1 failed in state FAILED: {fault}"))
     assert told.startswith(f"Pipeline BeamApp-1 failed in state FAILED: {fault}; an engine holds")
     assert told.endswith("or make shards smaller (docs/flink.md)")
+
+
+class Job:
+    """What an engine gives for a submitted job."""
+
+    def __init__(self):
+        self.calls = []
+
+    def cancel(self):
+        self.calls.append("cancel")
+        raise RuntimeError("the job server is gone")
+
+
+@pytest.mark.parametrize(("error", "calls"), [(KeyboardInterrupt, ["cancel"]), (ValueError, [])])
+def test_an_engine_does_not_go_on_behind_ctrl_c(error, calls):
+    job = Job()
+    with pytest.raises(error), _cancelled_with_us(job):
+        raise error
+    assert job.calls == calls
 
 
 def test_the_environment_is_as_before(tmp_path, monkeypatch):
