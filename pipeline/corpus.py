@@ -10,7 +10,7 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import ModuleType
@@ -222,14 +222,31 @@ def _tell_others(pattern: str, names: Sequence[str], known: tuple[str, ...]) -> 
 
 def _list(fs: Any, path: str) -> tuple[str, dict[str, Any]]:
     """The folder whose content a path or glob names, and what is in it."""
+    local = isinstance(fs, LocalFileSystem)
+    fs = _WholeFolders() if local else fs
     if fs.isdir(path):
         return path, fs.find(path, detail=True)
     if not has_magic(path):
         raise FileNotFoundError(path)
     root, matches = _fixed_part(path), fs.glob(path, detail=True)
-    if not matches and root and not isinstance(fs, LocalFileSystem):
+    if not matches and root and not local:
         fs.info(root)  # a glob in a bucket that does not exist matches nothing, too
     return root, matches
+
+
+class _WholeFolders(LocalFileSystem):  # type: ignore[misc]
+    """Of this machine, but a folder that may not be read is an error: fsspec leaves it out."""
+
+    def walk(self, path: str, *words: Any, **options: Any) -> Iterator[Any]:
+        """Passes `on_error` on, which fsspec's own does not for the folders in a folder."""
+        options["on_error"] = _refuse_unreadable
+        walked: Iterator[Any] = super().walk(path, *words, **options)
+        return walked
+
+
+def _refuse_unreadable(error: Exception) -> None:
+    if isinstance(error, PermissionError):
+        raise error
 
 
 def _follow(fs: Any, info: dict[str, Any]) -> dict[str, Any]:

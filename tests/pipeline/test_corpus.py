@@ -88,6 +88,23 @@ def test_files_that_are_passed_over_are_told(tmp_path, caplog):
     ]
 
 
+@pytest.mark.parametrize("pattern", ["", "/**/*.txt", "/closed"])
+def test_a_folder_that_may_not_be_read_is_told(tmp_path, monkeypatch, pattern):
+    """Root may read everything: the system's answer is played."""
+    _write(tmp_path / "a.txt", "content")
+    _write(tmp_path / "closed/b.txt", "content")
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).rstrip("/").endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(PermissionError, match="Permission denied: .*closed"):
+        list_files([f"{tmp_path}{pattern}"], [".txt"])
+
+
 def test_a_name_that_is_not_utf8_is_told(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one")
     (tmp_path / "b\udcff.txt").write_bytes(b"two")
