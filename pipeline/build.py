@@ -22,6 +22,7 @@ from pipeline.decide import Terms, decide, records_hash
 from pipeline.destination import Destination, check_apart, destination_of
 from pipeline.engine_flags import complete_flags
 from pipeline.fingerprints import library_versions, portion_fingerprints, request_fingerprint
+from pipeline.job_server import check_job_server
 from pipeline.kind import Kind
 from pipeline.leaks import note_leaks
 from pipeline.listing import listing_of
@@ -62,6 +63,7 @@ def build(
     destination = destination_of(config)
     check_apart(destination, config.corpus.config.path)
     flags = complete_flags(flags, num_workers=config.num_workers)
+    check_job_server(flags)
     portions = plan_portions(config.corpus.module, config.corpus.config)
     engine = Engine(
         num_workers=config.num_workers

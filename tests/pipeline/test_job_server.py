@@ -1,0 +1,47 @@
+import zipfile
+
+import pytest
+
+from pipeline.job_server import PROPERTIES, check_job_server
+
+LICENCE = "#\n#    Licensed to the Apache Software Foundation\n# SDK source version\n\n"
+
+
+def jar(folder, version):
+    path = folder / f"job-server-{version}.jar"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("META-INF/MANIFEST.MF", "Manifest-Version: 1.0\n")
+        if version:
+            text = f"{LICENCE}version={version}\nsdk_version={version}\n"
+            file.writestr(PROPERTIES, text)
+    return path
+
+
+@pytest.mark.parametrize("name", ["flink_job_server_jar", "spark_job_server_jar"])
+@pytest.mark.parametrize("version", ["2.67.0", "2.87.1", "1.77.0", "3.77.0"])
+def test_a_job_server_too_far_apart_is_refused(tmp_path, name, version):
+    path = jar(tmp_path, version)
+    told = (
+        f"^--{name}={path}: a job server of Beam {version}, too far from the Beam 2.77.0 of this "
+        "Python: 9 minor releases at most;"
+    )
+    with pytest.raises(ValueError, match=told):
+        check_job_server([f"--{name}={path}"], "2.77.0")
+
+
+@pytest.mark.parametrize("version", ["2.68.0", "2.70.0", "2.77.0", "2.78.0-SNAPSHOT", ""])
+def test_one_that_is_near_or_does_not_tell_passes(tmp_path, version):
+    check_job_server(["--flink_job_server_jar", str(jar(tmp_path, version))], "2.77.0")
+
+
+def test_none_is_named():
+    check_job_server(["--flink_master=host:8081"], "2.77.0")
+    check_job_server(["--flink_job_server_jar=https://host/a.jar"], "2.77.0")
+
+
+def test_no_jar(tmp_path):
+    (tmp_path / "a.jar").write_text("text")
+    with pytest.raises(ValueError, match=f"^--flink_job_server_jar={tmp_path}/a.jar: no jar$"):
+        check_job_server([f"--flink_job_server_jar={tmp_path}/a.jar"])
+    with pytest.raises(FileNotFoundError, match="b.jar"):
+        check_job_server([f"--flink_job_server_jar={tmp_path}/b.jar"])
