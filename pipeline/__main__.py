@@ -13,6 +13,7 @@ from configs.command import fail, parse, run
 from pipeline.beam_flags import check_flags
 from pipeline.build import build
 from pipeline.config import PipelineConfig
+from pipeline.engine_flags import name_runner
 from pipeline.runner import StageError, uses_local_runner
 from pipeline.space import full_disk_advice
 
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _build(config: PipelineConfig, flags: Sequence[str]) -> None:
     interrupts.hand_over()
-    if uses_local_runner(flags):  # another runner may know flags of its own
+    if uses_local_runner(name_runner(flags)):  # another runner may know flags of its own
         check_flags(flags)
     try:
         build(config, flags)

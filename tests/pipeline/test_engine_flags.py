@@ -1,10 +1,12 @@
 """Flags of portable runners: completed, asked for, and refused before anything is started."""
 
+import re
 import socket
 
 import pytest
 
-from pipeline.engine_flags import complete_flags, read_flag
+from pipeline.engine_flags import complete_flags, name_runner, read_flag
+from pipeline.runner import uses_local_runner
 
 SET = ["--environment_cache_millis=600000", "--sdk_worker_parallelism=0"]
 LOOPBACK = "--environment_type=LOOPBACK"
@@ -30,6 +32,8 @@ def silent():
         ["--runner=FnApiRunner"],
         ["--runner", "FnApiRunner"],
         ["--runner=DataflowRunner", "--project=p"],
+        ["--runner=PrismRunner", "--prism_location=/bin/prism"],
+        ["--runner=some.module.OwnRunner", "--flag_of_its_own=1"],
     ],
 )
 def test_other_runners_keep_their_flags(flags):
@@ -39,9 +43,9 @@ def test_other_runners_keep_their_flags(flags):
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--runner=FlinkRunner"],
         ["--runner=FlinkRunner", "--flink_master=[local]"],
         ["--runner", "SparkRunner", "--spark_master_url", "local[4]"],
+        ["--runner=SparkRunner", "--spark_master_url=local"],
     ],
 )
 def test_an_engine_of_this_machine_needs_its_width_alone(flags):
@@ -56,6 +60,102 @@ def test_what_is_given_counts(listening):
     assert complete_flags(flags, num_workers=2) == (*flags, *SET)
     whole = [*flags, "--environment_cache_millis=5", "--sdk_worker_parallelism=2"]
     assert complete_flags(whole, num_workers=2) == tuple(whole)
+
+
+@pytest.mark.parametrize("flag", ["--flink-master=host:8081", "--Flink_Master", "--FLINK-MASTER"])
+@pytest.mark.parametrize("runner", [[], ["--runner=FlinkRunner"], ["--runner=DataflowRunner"]])
+def test_a_flag_that_is_spelt_otherwise(flag, runner):
+    name = flag.partition("=")[0]
+    told = f"{name}: Beam would ignore it; did you mean --flink_master?"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        complete_flags([*runner, flag], num_workers=2)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("flink", "FlinkRunner"),
+        ("flinkrunner", "FlinkRunner"),
+        ("FLINKRunner", "FlinkRunner"),
+        ("apache_beam.runners.portability.flink_runner.FlinkRunner", "FlinkRunner"),
+        ("Spark", "SparkRunner"),
+        ("portable", "PortableRunner"),
+    ],
+)
+def test_a_runner_is_known_however_beam_takes_it(given, name):
+    with pytest.raises(ValueError, match=f"--parallelism: missing; {name} would use one worker"):
+        complete_flags([f"--runner={given}"], num_workers=0)
+    with pytest.raises(ValueError, match="--parallelism must be 1 or more, found 0"):
+        complete_flags([f"--runner={given}", "--parallelism=0"], num_workers=0)
+
+
+def test_the_runner_is_handed_on_as_beam_spells_it():
+    assert read_flag(name_runner(["--runner", "fnapi", "--a=1"]), "runner") == "FnApiRunner"
+    assert uses_local_runner(complete_flags(["--runner=fnapirunner"], num_workers=2))
+    given = ["--runner=flink", "--flink_master=[local]"]
+    assert read_flag(complete_flags(given, num_workers=2), "runner") == "FlinkRunner"
+
+
+@pytest.mark.parametrize("given", ["DirectRunner", "direct", "SwitchingDirectRunner"])
+def test_a_runner_that_would_hold_the_corpus_in_memory(given):
+    with pytest.raises(ValueError, match=f"--runner={given}: .*; leave --runner out to build on"):
+        complete_flags([f"--runner={given}"], num_workers=2)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [("flnk", "; did you mean FlinkRunner?"), ("InMemoryRunner", ""), ("", "")],
+)
+def test_no_runner(given, told):
+    told = f"--runner={given}: Beam has no such runner{told}"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        complete_flags([f"--runner={given}"], num_workers=2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--runner=FlinkRunner"], "--flink_master: missing; for FlinkRunner it is HOST:PORT"),
+        (["--runner=flink", "--flink_master=[auto]"], "--flink_master: missing"),
+        (["--runner=SparkRunner"], "--spark_master_url: missing; .* it is spark://HOST:PORT"),
+        (["--runner=PortableRunner"], "--job_endpoint: missing; .* HOST:PORT of the job server"),
+    ],
+)
+def test_a_cluster_is_asked_for(flags, told):
+    with pytest.raises(ValueError, match=told):
+        complete_flags([*flags, LOOPBACK], num_workers=2)
+
+
+def test_a_job_server_knows_its_cluster(listening):
+    flags = ["--runner=FlinkRunner", f"--job_endpoint={listening}", LOOPBACK]
+    assert complete_flags(flags, num_workers=2)[: len(flags)] == tuple(flags)
+
+
+@pytest.mark.parametrize("kind", ["loopback", "Docker", "POOL"])
+def test_an_environment_that_beam_does_not_know(kind):
+    flags = ["--runner=SparkRunner", "--spark_master_url=local", f"--environment_type={kind}"]
+    told = f"--environment_type is one of DOCKER, EXTERNAL, LOOPBACK, PROCESS, found {kind}"
+    with pytest.raises(ValueError, match=told):
+        complete_flags(flags, num_workers=2)
+
+
+@pytest.mark.parametrize("master", ["yarn", "k8s://https://host:6443", "k8s://host"])
+def test_a_master_that_is_no_address(master):
+    flags = ["--runner=SparkRunner", f"--spark_master_url={master}"]
+    with pytest.raises(ValueError, match="--environment_type: missing"):
+        complete_flags(flags, num_workers=2)
+    assert complete_flags([*flags, LOOPBACK], num_workers=2)[-1] == "--parallelism=2"
+
+
+def test_one_of_several_masters_is_enough(listening, silent):
+    flags = ["--runner=SparkRunner", f"--spark_master_url=spark://{silent},{listening}", LOOPBACK]
+    assert complete_flags(flags, num_workers=2)[-1] == "--parallelism=2"
+    flags[1] = f"--spark_master_url=spark://{silent},{silent}"
+    with pytest.raises(ValueError, match="nothing answers there"):
+        complete_flags(flags, num_workers=2)
+    flags[1] = f"--spark_master_url=spark://{listening},cluster"
+    with pytest.raises(ValueError, match="an address is HOST:PORT"):
+        complete_flags(flags, num_workers=2)
 
 
 @pytest.mark.parametrize("parallelism", ["0", "-1", "many", ""])
@@ -78,7 +178,7 @@ def test_a_cluster_needs_workers_that_have_millrace(runner, name, listening, sil
     flags = [f"--runner={runner}", f"--{name}={scheme}{listening}"]
     with pytest.raises(ValueError, match=f"--environment_type: missing; {runner} needs workers"):
         complete_flags(flags, num_workers=2)
-    for kind, told in (("EXTERNAL", "HOST:PORT of"), ("DOCKER", "image of"), ("process", "JSON")):
+    for kind, told in (("EXTERNAL", "HOST:PORT of"), ("DOCKER", "image of"), ("PROCESS", "JSON")):
         with pytest.raises(ValueError, match=f"--environment_config: missing; .*{kind}.* {told}"):
             complete_flags([*flags, f"--environment_type={kind}"], num_workers=2)
     assert complete_flags([*flags, LOOPBACK], num_workers=2)[-1] == "--parallelism=2"
