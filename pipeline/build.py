@@ -38,7 +38,7 @@ from pipeline.space import check_free_space, full_disk_advice
 from pipeline.split import marked_schema
 from pipeline.stage_seconds import add_seconds
 from pipeline.stages import BuildShards, spread_order
-from pipeline.work import WorkFolder
+from pipeline.work import WorkFolder, read_json
 from pipeline.worker_versions import are_elsewhere, check_workers
 
 WORKER_BYTES = 32 * 2**20
@@ -135,7 +135,9 @@ def _run(
     settings: ShardSettings,
 ) -> None:
     """Whatever is not finished yet."""
-    work, compare = terms.work, kind.compare(terms.work, len(portions))
+    work, compare = terms.work, None
+    if read_json(terms.work.compared) != terms.records:
+        compare = kind.compare(work, len(portions), terms.records)
     schema = marked_schema(kind.schema, terms.validation_paths)
     unfinished = _unfinished(portions, fingerprints, work, spills=engine.spills)
     ordered = spread_order(unfinished, engine.num_workers)

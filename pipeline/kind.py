@@ -40,8 +40,13 @@ class Kind(Protocol):
         """Nothing -> batches of rows of `ENCODED`, of all portions."""
         ...
 
-    def compare(self, work: WorkFolder, num_portions: int) -> beam.PTransform | None:
-        """What excludes documents by a look at all of them: see `pipeline/exclude.py`."""
+    def compare(
+        self, work: WorkFolder, num_portions: int, records: str = ""
+    ) -> beam.PTransform | None:
+        """What excludes documents by a look at all of them: see `pipeline/exclude.py`.
+
+        It notes `records`, the `records_hash` of the portions, when it is finished.
+        """
         ...
 
     def report_fields(self, work: WorkFolder) -> dict[str, Any]:

@@ -71,9 +71,9 @@ class TextKind:
         write_tokenizer(self.tokenizer_text, path)
         return EncodedDocuments(self.config, listing, work, str(path))
 
-    def compare(self, work: WorkFolder, num_portions: int) -> None:
+    def compare(self, work: WorkFolder, num_portions: int, records: str = "") -> None:
         """Nothing is compared."""
-        del work, num_portions
+        del work, num_portions, records
 
     def report_fields(self, work: WorkFolder) -> dict[str, Any]:
         """Nothing more."""

@@ -69,6 +69,11 @@ class WorkFolder:
         return self.root / "comparison.json"
 
     @property
+    def compared(self) -> Path:
+        """Of which portions it was: a rerun with the same ones does not repeat it."""
+        return self.root / "compared.json"
+
+    @property
     def progress(self) -> Path:
         """A counter file for each worker process."""
         return self.root / "progress"

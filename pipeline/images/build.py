@@ -53,10 +53,12 @@ class ImageKind:
         """Images, read, decoded, filtered, resized and encoded."""
         return EncodedImages(self.config, listing, work)
 
-    def compare(self, work: WorkFolder, num_portions: int) -> beam.PTransform | None:
+    def compare(
+        self, work: WorkFolder, num_portions: int, records: str = ""
+    ) -> beam.PTransform | None:
         """Near-duplicates."""
         config = self.config.near_duplicates
-        return FindNearDuplicates(config, work, num_portions) if config.enabled else None
+        return FindNearDuplicates(config, work, num_portions, records) if config.enabled else None
 
     def report_fields(self, work: WorkFolder) -> dict[str, Any]:
         """The clusters of near-duplicates."""

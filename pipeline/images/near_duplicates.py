@@ -33,6 +33,8 @@ class FindNearDuplicates(beam.PTransform):  # type: ignore[misc]
     """Of the build; holds the sketches of all portions, those of an earlier run too."""
     num_portions: int
     """Length of the plan of the corpus."""
+    records: str = ""
+    """Of what the portions were made; noted at the end."""
 
     def expand(self, portions: beam.PCollection) -> beam.PCollection:
         start = portions.pipeline | "StartComparing" >> beam.Create([None])
@@ -45,7 +47,11 @@ class FindNearDuplicates(beam.PTransform):  # type: ignore[misc]
             | "ComparePairs" >> beam.Map(_compare, radius=self.config.radius)
         )
         return start | "MakeClusters" >> beam.Map(
-            exclude, beam.pvalue.AsIter(pairs), config=self.config, work=self.work
+            exclude,
+            beam.pvalue.AsIter(pairs),
+            config=self.config,
+            work=self.work,
+            records=self.records,
         )
 
 
@@ -81,13 +87,16 @@ def compare_hashes(
     )
 
 
-def exclude(_: None, pairs: Iterable[HashPairs], config: Config, work: WorkFolder) -> int:
+def exclude(
+    _: None, pairs: Iterable[HashPairs], config: Config, work: WorkFolder, records: str
+) -> int:
     """Write the images that are out, and what the report says of them; returns their number."""
     sketches = sorted(work.sketches.glob("*.arrow"))
     clusters = find_clusters(sketches, HashPairs.joined(pairs), config)
     rows = clusters.excluded()
     write_table(work.excluded, rows)
     write_json(work.comparison, summary(clusters))
+    write_json(work.compared, records)  # the last: with it the comparison is finished
     return int(rows.num_rows)
 
 

@@ -153,7 +153,7 @@ def test_a_rerun_after_a_kill_gives_the_same_bytes(built, corpus, tmp_path):
     (tmp_path / "config.yaml").write_text("shuffle_seed: 0\n")
     command = [sys.executable, "-m", "pipeline", str(tmp_path / "config.yaml"), *overrides]
     work = tmp_path / "dataset/.work"
-    moments = ("portions/*.json", "excluded.arrow", "shards/*.json")
+    moments = ("portions/*.json", "excluded.arrow", "shards/*/*.json")
     for moment in moments:
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:
             end = time.monotonic() + 60
@@ -163,6 +163,19 @@ def test_a_rerun_after_a_kill_gives_the_same_bytes(built, corpus, tmp_path):
             run.send_signal(signal.SIGKILL)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert sums(tmp_path / "dataset") == sums(built)
+
+
+def test_a_comparison_that_is_finished_is_not_repeated(built, corpus, tmp_path):
+    config = load(PipelineConfig, None, overrides_of(corpus, tmp_path / "dataset"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.build.publish", lambda *arguments: None)
+        build(config)
+    for row in (tmp_path / "dataset/.work/shards").rglob("*.json"):
+        row.unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.images.near_duplicates.exclude", None)  # nothing that is called
+        build(config)
     assert sums(tmp_path / "dataset") == sums(built)
 
 
