@@ -19,13 +19,7 @@ from pipeline.batch import Batch, Count
 from pipeline.exclude import Excluded, read_table, write_table
 from pipeline.hashes import Hashes, shuffle_hashes, split_hashes
 from pipeline.plan import Histogram, filled_cells, partitions, whole_histogram
-from pipeline.rejects import (
-    Tally,
-    tally,
-    tally_from_row,
-    tally_row,
-    write_rejects,
-)
+from pipeline.rejects import RejectPieces, Tally, tally_from_row, tally_row
 from pipeline.split import (
     MARK,
     Candidates,
@@ -166,19 +160,33 @@ class PortionSums:
         for stage, numbers in other.counts.items():
             _add(self.counts, stage, numbers)
 
+    def move_rejects(self, pieces: RejectPieces) -> None:
+        """Hand on the rejects so far: a compressed file is one portion, whatever its size."""
+        for rejects in self.rejects:
+            pieces.add(rejects)
+        self.rejects = []
+
     def write(
-        self, work: WorkFolder, portion: int, fingerprint: str, spills: tuple[str, ...] = ()
+        self,
+        work: WorkFolder,
+        portion: int,
+        fingerprint: str,
+        spills: tuple[str, ...] = (),
+        pieces: RejectPieces | None = None,
     ) -> None:
-        """Write the rejects, then the record: from now on the portion is finished."""
-        rejects = batches.concat(self.rejects)
-        write_rejects(work.rejects, portion_member(portion), rejects)
+        """Write the rejects, behind those in `pieces`, then the record: from now on the portion is
+        finished.
+        """
+        pieces = pieces or RejectPieces(work.rejects)
+        self.move_rejects(pieces)
+        tallies = pieces.write(portion_member(portion))
         if self.sketches:
             write_table(work.sketch(portion), batches.concat(self.sketches))
         record = PortionRecord(
             portion=portion,
             fingerprint=fingerprint,
             counts=tuple(Count(stage, *sums) for stage, sums in self.counts.items()),
-            tallies=tuple(tally(rejects)),
+            tallies=tuple(tallies),
             histogram=self.histogram,
             candidates=self.candidates,
             spills=spills,

@@ -18,6 +18,7 @@ from pipeline.copies import without_payload
 from pipeline.hashes import shuffle_hashes
 from pipeline.plan import PlannedShard, ShardPlan, partitions
 from pipeline.portions import Placement, PortionSums
+from pipeline.rejects import RejectPieces
 from pipeline.spills import (
     Documents,
     Row,
@@ -107,6 +108,7 @@ class _Open:
     """The portion that a worker is in the middle of."""
 
     sums: PortionSums
+    rejects: RejectPieces
     held: list[pa.RecordBatch] = field(default_factory=list)
     held_bytes: int = 0
     spills: list[str] = field(default_factory=list)
@@ -126,13 +128,19 @@ class _SpillPortion(beam.DoFn):  # type: ignore[misc]
 
     def process(self, batch: Batch) -> Iterator[int]:
         if self.portion is None:
-            self.portion, self.open = batch.portion, _Open(PortionSums(self.placement))
+            self.portion = batch.portion
+            self.open = _Open(PortionSums(self.placement), RejectPieces(self.work.rejects))
         assert batch.portion == self.portion, "batches of two portions are mixed"
         self._hold(batch)
         if batch.last:
             self._spill()
-            fingerprint = self.fingerprint(self.portion)
-            self.open.sums.write(self.work, self.portion, fingerprint, tuple(self.open.spills))
+            self.open.sums.write(
+                self.work,
+                self.portion,
+                self.fingerprint(self.portion),
+                tuple(self.open.spills),
+                self.open.rejects,
+            )
             yield self.portion
             self.portion = None
 
@@ -141,6 +149,7 @@ class _SpillPortion(beam.DoFn):  # type: ignore[misc]
 
     def _hold(self, batch: Batch) -> None:
         hashes = self.open.sums.add(batch)
+        self.open.sums.move_rejects(self.open.rejects)
         if batch.documents.num_rows:
             _assert_order(self.open, batch)
             placed = placed_documents(batch, hashes)
@@ -200,10 +209,11 @@ def _finish(
     fingerprint: Callable[[int], str],
 ) -> int:
     portion, parts = group
-    sums = PortionSums(placement)
+    sums, rejects = PortionSums(placement), RejectPieces(work.rejects)
     for part in parts:
         sums.merge(part)
-    sums.write(work, portion, fingerprint(portion))
+        sums.move_rejects(rejects)
+    sums.write(work, portion, fingerprint(portion), pieces=rejects)
     return portion
 
 

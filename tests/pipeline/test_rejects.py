@@ -1,6 +1,9 @@
 import gzip
 import json
+import tempfile
+from pathlib import Path
 
+import orjson
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,8 +11,10 @@ from hypothesis import strategies as st
 from pipeline.batch import REJECTS
 from pipeline.rejects import (
     EXAMPLES,
+    RejectPieces,
     add_tallies,
     join_rejects,
+    sort_rejects,
     tally,
     tally_from_row,
     tally_row,
@@ -113,3 +118,47 @@ def test_added_tallies_count_as_one(left, right):
         (one.stage, one.reason, one.records, one.bytes) for one in whole
     ]
     assert all(len(one.examples) == min(one.records, EXAMPLES) for one in added)
+
+
+MIXED = st.lists(
+    st.tuples(
+        st.sampled_from("rq"), st.sampled_from("xy"), st.sampled_from("ab"), st.integers(0, 5)
+    ),
+    max_size=12,
+)
+
+
+@given(st.lists(MIXED, max_size=4), st.sampled_from([0, 1000, 3000, 10**9]))
+def test_the_size_of_pieces_decides_no_byte(batches, piece_bytes):
+    whole = rejects(*(row for batch in batches for row in batch))
+    details = pa.array([str(number) for number in range(whole.num_rows)], pa.string())
+    whole = whole.set_column(2, "detail", details)  # equal origins in the order of arrival
+    with tempfile.TemporaryDirectory() as folder:
+        pieces, begin = RejectPieces(Path(folder), piece_bytes), 0
+        for batch in batches:
+            pieces.add(whole.slice(begin, len(batch)))
+            begin += len(batch)
+        assert pieces.write("p") == tally(whole)
+        written = {path.parent.name: path.read_bytes() for path in Path(folder).glob("*/p.*")}
+        assert len(list(Path(folder).iterdir())) == len(written)
+    rows = sort_rejects(whole).to_pylist()
+    expected = {
+        stage: b"".join(orjson.dumps(row) + b"\n" for row in rows if row["stage"] == stage)
+        for stage in {row["stage"] for row in rows}
+    }
+    assert written == {name: gzip.compress(text, 6, mtime=0) for name, text in expected.items()}
+
+
+def test_members_of_many_blocks_are_those_of_one(tmp_path):
+    """As a compressor sees them too: a piece of 5,000 rows, and one of each 700."""
+    whole = rejects(*[("read", f"r{i % 7}", "a", i * 7919 % 5000) for i in range(5000)])
+    (tmp_path / "one").mkdir()
+    write_rejects(tmp_path / "one", "p", whole)
+    (tmp_path / "many").mkdir()
+    pieces = RejectPieces(tmp_path / "many", piece_bytes=0)
+    for begin in range(0, 5000, 700):
+        pieces.add(whole.slice(begin, 700))
+    pieces.write("p")
+    one, many = (tmp_path / name / "read" / "p.jsonl.gz" for name in ("one", "many"))
+    assert one.read_bytes() == many.read_bytes()
+    assert origins(one) == [("a", position) for position in range(5000)]

@@ -1,6 +1,8 @@
 """Grouping by shard: both ways bring the same documents to the same shard."""
 
 import pickle
+from dataclasses import replace
+from functools import partial
 
 import apache_beam as beam
 import numpy as np
@@ -11,7 +13,8 @@ import xxhash
 from pipeline.batch import ENCODED, REJECTS, Batch, Count
 from pipeline.plan import plan_shards
 from pipeline.portions import PortionSums, place, read_record
-from pipeline.shuffle import GroupByShard, _SpillPortion, cut_by_shard
+from pipeline.rejects import RejectPieces
+from pipeline.shuffle import GroupByShard, _finish, _SpillPortion, _without_payload, cut_by_shard
 from pipeline.spills import ShuffledDocuments, SpilledDocuments, as_rows, placed_documents
 from pipeline.split import SplitConfig, validation_mask
 from pipeline.work import WorkFolder
@@ -216,3 +219,26 @@ def test_sums_of_a_portion_do_not_depend_on_the_order_of_batches(work):
         total.write(work, 0, "f")
         written.append(work.portion(0).read_bytes())
     assert written[0] == written[1]
+
+
+def test_rejects_are_handed_on_as_they_come(work, monkeypatch):
+    """The local runner holds none of them in its sums, and both ways write the same bytes."""
+    parts = []
+    for one in BATCHES[:2]:
+        rows = [
+            {**dict.fromkeys(REJECTS.names, "r"), "position": 9 - i, "bytes": 1} for i in range(9)
+        ]
+        parts.append(replace(one, rejects=pa.RecordBatch.from_pylist(rows, schema=REJECTS)))
+    monkeypatch.setattr("pipeline.shuffle.RejectPieces", partial(RejectPieces, piece_bytes=0))
+    written, member = [], work.rejects / "r" / "portion-000000.jsonl.gz"
+    for spill_them in (True, False):
+        if spill_them:
+            spill(work, parts)
+        else:
+            sums = [_without_payload(part, PLACEMENT)[1] for part in parts]
+            _finish((0, sums), work, PLACEMENT, lambda _: "f")
+        tallies = read_record(work.portion(0)).tallies
+        written.append((member.read_bytes(), tallies))
+        member.unlink()
+    assert written[0] == written[1]
+    assert [one.records for one in written[0][1]] == [18]
