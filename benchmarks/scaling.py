@@ -145,6 +145,7 @@ def tables(cluster: Cluster) -> Iterator[list[str]]:
         yield phases(build, cluster)
     yield stragglers(cluster)
     yield hot_keys(cluster)
+    yield memory(cluster)
     yield growth()
     yield elements()
 
@@ -256,20 +257,43 @@ def hot_keys(cluster: Cluster) -> list[str]:
     return table([*head, "its worker's peak", "fits", "takes"], rows)
 
 
+def memory(cluster: Cluster) -> list[str]:
+    """Of a worker, at its largest."""
+    writes = MEMORY_BASE + MEMORY_FACTOR * SHARD
+    clusters = MEMORY_BASE + sum(one for _, one in _of_clusters())
+    rows = [
+        [name, size(peak), "yes" if peak < cluster.memory else "no"]
+        for name, peak in (
+            ("each worker, while it writes a shard", writes),
+            ("the one that makes clusters of near-duplicates, 100 million images", clusters),
+        )
+    ]
+    return table(["memory", "peak", f"fits {size(cluster.memory)}"], rows)
+
+
+def _of_clusters() -> list[tuple[str, float]]:
+    """What the worker that makes clusters of images holds."""
+    _, images = BUILDS
+    partners = PARTNERS * images.documents
+    found = images.chance + BANDS * partners / 2
+    return [
+        ("close pairs of hashes, one worker", 16 * found),
+        ("hashes of all images, one worker", 24 * images.documents),
+        ("images with a partner, one worker", 1100 * partners),
+    ]
+
+
 def growth() -> list[str]:
     """What one process gets whole."""
     text, images = BUILDS
     partners = PARTNERS * images.documents
-    found = images.chance + BANDS * partners / 2
     rows = [
         ["plan of shards, every worker", *(size(one.shards * PLAN_ROW) for one in BUILDS)],
         [
             "completion records, read one at a time",
             *(size(one.portions * one.costs.record) for one in BUILDS),
         ],
-        ["close pairs of hashes, one worker", "", size(16 * found)],
-        ["hashes of all images, one worker", "", size(24 * images.documents)],
-        ["images with a partner, one worker", "", size(1100 * partners)],
+        *([name, "", size(held)] for name, held in _of_clusters()),
         ["images that are out, mapped by every worker", "", size(EXCLUDED * partners / 2)],
     ]
     return table(["", text.name, images.name], rows)
