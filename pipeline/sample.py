@@ -5,8 +5,9 @@ portions, and on no order of arrival: any number of workers gives the same sampl
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import apache_beam as beam
 import numpy as np
@@ -36,16 +37,18 @@ class SampleDocuments(beam.PTransform):  # type: ignore[misc]
 
     sample_bytes: int
     """Size of the sample, bytes of text; the last text may go past it."""
-    portion_bytes: tuple[int, ...]
-    """Size of each portion of the plan, by index."""
+    portion_bytes: Callable[[int], int]
+    """Size of a portion, by its index; a table of all would make the job grow with the corpus."""
+    total_bytes: int
+    """Size of all portions."""
     seed: int
     """The shuffle seed."""
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[list[str]]:
-        quotas = portion_quotas(self.portion_bytes, self.sample_bytes)
+        quota = partial(portion_quota, total_bytes=self.total_bytes, sample_bytes=self.sample_bytes)
         return (
             batches
-            | "OfBatch" >> beam.Map(sample_batch, quotas=quotas, seed=self.seed)
+            | "OfBatch" >> beam.Map(_sample_batch, self.portion_bytes, quota, self.seed)
             | "OfPortion" >> beam.CombinePerKey(merge_beginnings)
             | "DropPortion" >> beam.Values()
             | "ForCorpus" >> beam.Map(_limited, limit=self.sample_bytes)
@@ -66,18 +69,16 @@ class CollectCharacters(beam.PTransform):  # type: ignore[misc]
         )
 
 
-def portion_quotas(portion_bytes: Sequence[int], sample_bytes: int) -> list[int]:
-    """The most that each portion may give to the sample, bytes."""
-    total = max(1, sum(portion_bytes))
-    return [math.ceil(PORTION_MARGIN * sample_bytes * size / total) for size in portion_bytes]
+def portion_quota(portion_bytes: int, *, total_bytes: int, sample_bytes: int) -> int:
+    """The most that a portion may give to the sample, bytes."""
+    return math.ceil(PORTION_MARGIN * sample_bytes * portion_bytes / max(1, total_bytes))
 
 
-def sample_batch(batch: Batch, quotas: Sequence[int], seed: int) -> tuple[int, Beginning]:
+def sample_batch(batch: Batch, quota: int, seed: int) -> tuple[int, Beginning]:
     """The documents of a batch that may come into the sample, by portion."""
     keys = batch.documents.column("key")
     columns = [pa.array(shuffle_hashes(keys, seed)), keys, batch.documents.column("text")]
     rows = pa.RecordBatch.from_arrays(columns, schema=SAMPLE)
-    quota = quotas[batch.portion]
     return batch.portion, merge_beginnings([(quota, rows)])
 
 
@@ -110,6 +111,12 @@ def batch_characters(batch: Batch) -> str:
 def unite_characters(parts: Iterable[str]) -> str:
     """The characters of all parts, sorted."""
     return "".join(sorted(set().union(*parts)))
+
+
+def _sample_batch(
+    batch: Batch, portion_bytes: Callable[[int], int], quota: Callable[[int], int], seed: int
+) -> tuple[int, Beginning]:
+    return sample_batch(batch, quota(portion_bytes(batch.portion)), seed)
 
 
 def _limited(part: Beginning, limit: int) -> Beginning:

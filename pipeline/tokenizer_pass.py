@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pipeline.corpus import Portion
 from pipeline.encoder import check_encoder, load_encoder
 from pipeline.fingerprints import reading_fingerprint
 from pipeline.funnel import Funnel, SumFunnel, nothing_left
-from pipeline.listing import listing_of
+from pipeline.listing import listing_of, read_listing
 from pipeline.manifest import Tokenizer
 from pipeline.read import read_portion
 from pipeline.runner import Engine, run_beam
@@ -73,16 +73,7 @@ def _from_corpus(
 ) -> str:
     """Read the corpus for a sample or its characters, and make the tokenizer in this process."""
     named = config.tokenizer
-    if named.kind == "characters":
-        collect: beam.PTransform = CollectCharacters()
-    else:
-        assert named.sample_mib is not None
-        collect = SampleDocuments(
-            sample_bytes=named.sample_mib * 2**20,
-            portion_bytes=tuple(portion.bytes for portion in portions),
-            seed=config.shuffle_seed,
-        )
-    kept, emptiness = _read(config, portions, collect, engine, work)
+    kept, emptiness = _read(config, portions, engine, work)
     if not kept:
         raise ValueError(emptiness)
     if named.kind == "characters":
@@ -95,33 +86,77 @@ def _from_corpus(
 
 
 def _read(
-    config: TextPipelineConfig,
-    portions: Sequence[Portion],
-    collect: beam.PTransform,
-    engine: Engine,
-    work: WorkFolder,
+    config: TextPipelineConfig, portions: Sequence[Portion], engine: Engine, work: WorkFolder
 ) -> tuple[Any, str]:
-    """What `collect` keeps of the filtered documents, and what to say if that is nothing.
+    """What is kept of the filtered documents, and what to say if that is nothing.
 
     Both come from Beam's workers as files of the work folder.
     """
-    paths = work.root / "sample.json", work.root / "emptiness.json"
     ordered = spread_order(portions, engine.num_workers)
-
-    def construct(pipeline: beam.Pipeline, listing: str) -> None:
-        documents = pipeline | "ReadDocuments" >> ReadDocuments(config, listing, work)
-        sample = documents | "CollectSample" >> collect
-        _ = sample | "KeepSample" >> beam.Map(_keep, str(paths[0]))
-        emptiness = documents | "SumFunnel" >> SumFunnel() | "Explain" >> beam.Map(_explain)
-        _ = emptiness | "KeepEmptiness" >> beam.Map(_keep, str(paths[1]))
-
+    total_bytes = sum(portion.bytes for portion in portions)
     with listing_of(work, ordered) as listing:
-        found = run_beam(partial(construct, listing=listing), engine, work.error_log)
+        construct = partial(
+            read_for_tokenizer, config=config, listing=listing, total_bytes=total_bytes, work=work
+        )
+        found = run_beam(construct, engine, work.error_log)
     add_seconds(work, found)
+    paths = _kept(work)
     sample, emptiness = (read_json(path) for path in paths)
     for path in paths:
         path.unlink()
     return sample, emptiness
+
+
+def read_for_tokenizer(
+    pipeline: beam.Pipeline,
+    *,
+    config: TextPipelineConfig,
+    listing: str,
+    total_bytes: int,
+    work: WorkFolder,
+) -> None:
+    """Construct the first pass; its job is of the same size for a corpus of any size.
+
+    Args:
+        pipeline: is added to.
+        config: of the build.
+        listing: path of the listing.
+        total_bytes: of all portions in it.
+        work: of the build.
+    """
+    paths = _kept(work)
+    documents = pipeline | "ReadDocuments" >> ReadDocuments(config, listing, work)
+    sample = documents | "CollectSample" >> _collect(config, listing, total_bytes)
+    _ = sample | "KeepSample" >> beam.Map(_keep, str(paths[0]))
+    emptiness = documents | "SumFunnel" >> SumFunnel() | "Explain" >> beam.Map(_explain)
+    _ = emptiness | "KeepEmptiness" >> beam.Map(_keep, str(paths[1]))
+
+
+def _collect(config: TextPipelineConfig, listing: str, total_bytes: int) -> beam.PTransform:
+    if config.tokenizer.kind == "characters":
+        return CollectCharacters()
+    assert config.tokenizer.sample_mib is not None
+    return SampleDocuments(
+        sample_bytes=config.tokenizer.sample_mib * 2**20,
+        portion_bytes=partial(_portion_bytes, listing),
+        total_bytes=total_bytes,
+        seed=config.shuffle_seed,
+    )
+
+
+def _portion_bytes(listing: str, portion: int) -> int:
+    return _sizes(listing)[portion]
+
+
+@lru_cache(maxsize=2)
+def _sizes(listing: str) -> dict[int, int]:
+    """Once in each worker: its batches name their portion, not its size."""
+    return {portion.index: portion.bytes for _, portion in read_listing(listing)}
+
+
+def _kept(work: WorkFolder) -> tuple[Path, Path]:
+    """Where the workers leave the sample, and why it is empty."""
+    return work.root / "sample.json", work.root / "emptiness.json"
 
 
 def _explain(funnel: Funnel) -> str:

@@ -14,7 +14,7 @@ from pipeline.sample import (
     SampleDocuments,
     batch_characters,
     merge_beginnings,
-    portion_quotas,
+    portion_quota,
     sample_batch,
     unite_characters,
 )
@@ -61,7 +61,7 @@ def merged_texts(parts):
 @pytest.mark.parametrize("limit", [1, 100, 1000, 10**6])
 @pytest.mark.parametrize("seed", [0, 7])
 def test_beginning_of_the_union_in_any_grouping(limit, seed):
-    parts = [sample_batch(batch_of(texts), [limit], seed)[1] for texts in PORTIONS]
+    parts = [sample_batch(batch_of(texts), limit, seed)[1] for texts in PORTIONS]
     expected = beginning(by_hash(sum(PORTIONS, []), seed), limit)
     assert merged_texts(parts) == expected
     halves = [merge_beginnings(parts[:1]), merge_beginnings(parts[:0:-1])]
@@ -75,19 +75,26 @@ def test_beginning_of_nothing():
 
 
 def test_quotas_are_shares_with_a_margin():
-    assert portion_quotas((100, 300, 0), 40) == [20, 60, 0]
-    assert portion_quotas((0,), 40) == [0]
+    assert quotas_of((100, 300, 0), 40) == [20, 60, 0]
+    assert quotas_of((0,), 40) == [0]
+
+
+def quotas_of(sizes, sample_bytes):
+    total = sum(sizes)
+    return [portion_quota(size, total_bytes=total, sample_bytes=sample_bytes) for size in sizes]
 
 
 def sampled(batches, sample_bytes):
-    stage = SampleDocuments(sample_bytes=sample_bytes, portion_bytes=SIZES, seed=3)
+    stage = SampleDocuments(
+        sample_bytes=sample_bytes, portion_bytes=SIZES.__getitem__, total_bytes=sum(SIZES), seed=3
+    )
     [texts] = batches | stage
     return texts
 
 
 @pytest.mark.parametrize("sample_bytes", [200, 1500, 10**6])
 def test_sample_is_the_same_for_any_batches_and_order(sample_bytes):
-    quotas = portion_quotas(SIZES, sample_bytes)
+    quotas = quotas_of(SIZES, sample_bytes)
     candidates = [
         text
         for texts, quota in zip(PORTIONS, quotas, strict=True)
