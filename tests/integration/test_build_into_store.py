@@ -112,7 +112,7 @@ def test_a_small_scratch_disk_is_warned_of(into, monkeypatch, caplog):
     usage = shutil.disk_usage("/")._replace(free=1)
     monkeypatch.setattr("pipeline.space.shutil.disk_usage", lambda _: usage)
     build(into())
-    assert re.search(r"/scratch/web-[0-9a-f]{8}: 0.00 GiB are free", caplog.text)
+    assert re.search(r"/scratch/web-[0-9a-f]{8}: 0.00 MiB are free", caplog.text)
 
 
 def test_no_tar_stays_on_the_local_disk(into, monkeypatch, tmp_path):

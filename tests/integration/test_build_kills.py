@@ -172,6 +172,7 @@ def test_a_killed_worker_fails_the_build_in_one_line(yaml_path, undisturbed, dig
     os.kill(workers[0], signal.SIGKILL)
     _, errors = driver.communicate(timeout=90)
     lines = [line for line in errors.splitlines() if " MB/s" not in line]
+    assert " of disk while it is built, " in lines.pop(0)
     assert driver.returncode == 1
     assert [line.split(",")[0] for line in lines] == ["error: a worker process died"]
     assert digests(finish(yaml_path, tmp_path / "d")) == undisturbed[0]
@@ -232,7 +233,7 @@ def test_a_disk_too_small_is_told_at_once_and_fails_with_advice(yaml_path, disk,
     """Only a warning: the estimate may be too high, and a build that fits must go on."""
     with pytest.raises((StageError, OSError), match="No space left on device.*free space and run"):
         finish(yaml_path, disk / "d")
-    assert "GiB are free on its disk, the build probably needs" in caplog.text
+    assert "MiB are free on its disk, the build probably needs" in caplog.text
     assert not (disk / "d" / "manifest.json").exists()
 
 

@@ -129,6 +129,7 @@ def test_an_error_in_a_worker_process_is_one_line(corpus, tmp_path):
     command = [sys.executable, "-m", "pipeline", str(path), "num_workers=2"]
     failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = [line for line in failed.stderr.splitlines() if " MB/s" not in line]
+    assert " of disk while it is built, " in lines.pop(0)
     assert failed.returncode == 2
     assert len(lines) == 1
     assert lines[0].startswith("error: 31 of 451 records (6.87%) could not be read")

@@ -12,28 +12,55 @@ def portions(name, size):
     return [Portion(0, file, 0, size, size)]
 
 
+@pytest.fixture
+def free(monkeypatch):
+    """`free(bytes)`: of the disk."""
+    usage = namedtuple("usage", "total used free")
+
+    def set_free(size):
+        monkeypatch.setattr("shutil.disk_usage", lambda _: usage(0, 0, size))
+
+    return set_free
+
+
 def test_estimates():
     assert estimate_bytes(portions("a.jsonl", 1000), growth=0.9) == 900
     assert estimate_bytes(portions("a.jsonl", 1000), growth=4.0) == 4000
-    assert estimate_bytes(portions("a.jsonl.gz", 1000), growth=0.9) == 2700
+    assert estimate_bytes(portions("a.jsonl.gz", 1000), growth=0.9) == 3600
 
 
-def test_a_disk_probably_too_small_is_warned_of(tmp_path, monkeypatch, caplog):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(0, 0, 2**30))
-    check_free_space(tmp_path, portions("a.jsonl", 2 * 2**30), growth=0.9)
+@pytest.mark.parametrize(
+    ("size", "free_bytes", "line"),
+    [
+        (121 * 2**20, int(57.13 * 2**30), "up to 121 MiB of disk while it is built, 57.1 GiB"),
+        (5 * 2**29, 2000 * 2**30, "up to 2.50 GiB of disk while it is built, 2,000 GiB"),
+        (1000, 2**30, "up to 0.00 MiB of disk while it is built, 1.00 GiB"),
+    ],
+)
+def test_what_a_build_needs_is_stated(tmp_path, free, capsys, caplog, size, free_bytes, line):
+    free(free_bytes)
+    folder = tmp_path / "[web]"
+    folder.mkdir()
+    check_free_space(folder, portions("a.jsonl", size), growth=1.0)
+    assert capsys.readouterr() == ("", f"{folder}: {line} are free\n")
     assert not caplog.messages
-    check_free_space(tmp_path, portions("a.jsonl", 3 * 2**30), growth=0.9)
-    expected = "1.00 GiB are free on its disk, the build probably needs 1.35 GiB or more"
+
+
+def test_a_disk_probably_too_small_is_warned_of(tmp_path, free, caplog):
+    free(2**30)
+    check_free_space(tmp_path, portions("a.jsonl", 2 * 2**30), growth=1.6)
+    assert not caplog.messages
+    check_free_space(tmp_path, portions("a.jsonl", 3 * 2**30), growth=1.6)
+    expected = "1.00 GiB are free on its disk, the build probably needs 1.44 GiB or more"
     assert caplog.messages == [f"{tmp_path}: {expected}"]
 
 
-def test_what_a_killed_build_wrote_counts_as_free(tmp_path, monkeypatch, caplog):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(0, 0, 10))
+def test_what_a_killed_build_wrote_counts_as_free(tmp_path, free, capsys, caplog):
+    free(10)
     (tmp_path / ".work").mkdir()
-    (tmp_path / ".work" / "spill").write_bytes(bytes(500))
-    check_free_space(tmp_path, portions("a.jsonl", 1000), growth=0.9)
+    (tmp_path / ".work" / "spill").write_bytes(bytes(3 * 2**20))
+    check_free_space(tmp_path, portions("a.jsonl", 4 * 2**20), growth=1.0)
+    assert "up to 1.00 MiB of disk" in capsys.readouterr().err
     assert not caplog.messages
 
 
