@@ -187,7 +187,9 @@ class Flink(Cluster):
 
     def cancel(self):
         jobs = self.get("/jobs/overview").get("jobs", [])
-        for job in (job["jid"] for job in jobs if job["state"] == "RUNNING"):
+        running = [job["jid"] for job in jobs if job["state"] == "RUNNING"]
+        assert running, jobs
+        for job in running:
             url = f"http://{self.address}/jobs/{job}?mode=cancel"
             request = urllib.request.Request(url, method="PATCH")
             urllib.request.urlopen(request, timeout=10).close()
