@@ -1,8 +1,10 @@
 """Memory and time of a local build at three sizes of corpus, and beside a shuffle in memory.
 
     python benchmarks/build_memory.py --novels NOVELS_DIR --photos PHOTOS_DIR
+    python benchmarks/build_memory.py --rejects 30000 300000 3000000
 
-One worker, shards of 64 MiB. The peak is of the largest process of a build, mapped files included.
+Rejects are short records of one compressed file, all but one of which the quality filter drops. One
+worker, shards of 64 MiB. The peak is of the largest process of a build, mapped files included.
 "in memory" is the same build with its documents in the GroupByKey of Beam's local runner, which is
 what other pipelines do, in the place of spill files; the tars are the same.
 """
@@ -17,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import pyarrow as pa
 from prepare import ROOT
 from workers import image_build, sha256, text_build
 
@@ -37,6 +40,7 @@ def main() -> None:
     )
     parser.add_argument("--novels", type=Path, help="folder of .txt files")
     parser.add_argument("--photos", type=Path, help="folder of JPEG files")
+    parser.add_argument("--rejects", type=int, nargs="*", default=[], help="numbers of records")
     parser.add_argument("--repeats", type=int, nargs="+", default=[16, 32, 64])
     arguments = parser.parse_args()
     print(f"{'':14}{'corpus, MB':>12}{'shuffle':>14}{'peak, MiB':>12}{'seconds':>10}{'CPU':>8}")
@@ -45,6 +49,9 @@ def main() -> None:
         for repeat in arguments.repeats if folder else ():
             with tempfile.TemporaryDirectory() as temporary:
                 compare(name, words(folder, Path(temporary), repeat), Path(temporary))
+    for records in arguments.rejects:
+        with tempfile.TemporaryDirectory() as temporary:
+            compare(f"{records:,}", rejects_build(Path(temporary), records), Path(temporary))
 
 
 def compare(name: str, words: list[str], work: Path) -> None:
@@ -60,6 +67,18 @@ def compare(name: str, words: list[str], work: Path) -> None:
             flush=True,
         )
     assert len(tars) == 1, "the ways to shuffle made other bytes"
+
+
+def rejects_build(work: Path, records: int) -> list[str]:
+    """A build of one document and of so many records of two words."""
+    path, config = work / "rejects.jsonl.zst", work / "rejects.yaml"
+    config.write_text(f"dataset_dir: {work}\ncorpus: {{format: jsonl, path: [{path}]}}\n")
+    with pa.CompressedOutputStream(str(path), "zstd") as file:
+        text = "all that the rain and the river have left " * 9 + "dropped 0123456789"
+        file.write(json.dumps({"text": text}).encode())
+        for number in range(records):
+            file.write(f'\n{{"text": "{number} dropped"}}'.encode())
+    return [str(config), "tokenizer.kind=characters"]
 
 
 def build(
