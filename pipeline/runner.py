@@ -45,7 +45,7 @@ ENGINE_MEMORY = (
 )
 NO_MEMORY = ("java.lang.OutOfMemoryError", "call is closed")
 """Of an engine; the second of what Flink repeats behind the first."""
-LOCAL_RUNNERS = ("FnApiRunner", "InMemoryRunner")
+LOCAL_RUNNER = "FnApiRunner"
 
 _ERROR = re.compile(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception|Interrupt|Exit)): ?(.*)$", re.MULTILINE)
 _WHERE = re.compile(r" \[while running '([^']*)'\]")
@@ -69,8 +69,7 @@ class StageError(RuntimeError):
 
 def uses_local_runner(flags: Sequence[str]) -> bool:
     """Whether the flags leave the build on this machine's own runner."""
-    named = read_flag(flags, "runner")
-    return named is None or named in LOCAL_RUNNERS
+    return read_flag(flags, "runner") in (None, LOCAL_RUNNER)
 
 
 def run_beam(

@@ -168,7 +168,7 @@ def _keep(tree: Any, path: str) -> None:
 
 
 def _first_documents(config: TextPipelineConfig, portions: Sequence[Portion]) -> Iterator[str]:
-    """Clean text from the beginning of the largest portion."""
+    """Clean, filtered text from the beginning of the largest portion."""
     largest = max(portions, key=lambda portion: portion.bytes)
     read = read_portion(largest, format=config.corpus.name, config=config.corpus.config)
     clean = normalise.normalise(
@@ -176,5 +176,7 @@ def _first_documents(config: TextPipelineConfig, portions: Sequence[Portion]) ->
         unicode=config.normalise.unicode,
         control_characters=config.normalise.control_characters,
     )
+    if config.quality.enabled:  # what is rejected need not be encoded
+        clean = config.quality.apply(clean)
     texts = clean.documents.column("text").slice(0, CHECKED_DOCUMENTS)
     yield from texts.cast(pa.large_string()).to_pylist()

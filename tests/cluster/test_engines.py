@@ -16,6 +16,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from configs import load
+from pipeline.config import PipelineConfig
+from pipeline.corpus import plan_portions
+from pipeline.fingerprints import request_fingerprint
 from tests.cluster.conftest import ROOT
 from tests.cluster.engines import Flink, Prism, Spark
 from tests.cluster.services import Daemons, wait_until
@@ -166,7 +170,10 @@ WITHOUT_ROOM = {
 def test_one_worker_that_cannot_write_is_named(corpora, local, cpu_env, tmp_path, fault):
     """The shards' folder of one machine is full, or mounted read-only; a rerun elsewhere ends."""
     folder, env = tmp_path / "d", cpu_env
-    shards = folder / ".work/shards"
+    path, *words = corpora["text"]
+    config = load(PipelineConfig, ROOT / path, [*words, f"dataset_dir={folder}"])
+    portions = plan_portions(config.corpus.module, config.corpus.config)
+    shards = folder / ".work/shards" / request_fingerprint(config, portions)[:16]
     for path in (shards, folder / ".work/portions"):
         path.mkdir(parents=True)
     script = f'hostname mill-full && {WITHOUT_ROOM[fault].format(shards=shards)} && exec "$@"'

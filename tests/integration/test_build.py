@@ -240,3 +240,18 @@ def corpus_texts(corpus):
 
 def good(texts):
     return {text for text in texts if len(text.split()) >= 50}
+
+
+def test_characters_of_rejected_documents_alone_are_no_tokens(tmp_path):
+    """They come first, where the encoder is checked."""
+    good = "These longer sentences have the words that English texts have to have. " * 20
+    texts = ["¤ ¥ §", *(f"{number} {good}" for number in range(30))]
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    words = [f"corpus.path=[{corpus}]", "corpus.format=jsonl", f"dataset_dir={tmp_path}/d"]
+    words += ["tokenizer.kind=characters", "quality.enabled=true", "split.documents=3"]
+    dataset = build(load(PipelineConfig, None, words))
+    report = json.loads((dataset / "report.json").read_text())
+    assert report["rejects"][0]["records"] == 1
+    vocabulary = json.loads((dataset / "tokenizer.json").read_text())["model"]["vocab"]
+    assert "¤" not in vocabulary and "T" in vocabulary
