@@ -8,7 +8,6 @@ namespace of its own, as in `make cluster-test`, whose needs these are: root, Ja
 is compiled, jars are staged), and the tars must be those of the local runner.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -19,7 +18,7 @@ import time
 from pathlib import Path
 
 from prepare import ROOT
-from workers import image_build, sha256, text_build
+from workers import image_build, parse, sha256, text_build, worker_parser
 
 sys.path.insert(0, str(ROOT))
 from tests.cluster.engines import Flink
@@ -35,22 +34,17 @@ ENVIRONMENT = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--novels", type=Path, help="folder of .txt files")
-    parser.add_argument("--photos", type=Path, help="folder of JPEG files")
-    parser.add_argument("--repeat", type=int, default=16, help="times that each is read")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--heap-mib", type=int, default=2048, help="of tasks, a task manager's")
-    arguments = parser.parse_args()
-    if not (arguments.novels or arguments.photos):
-        parser.error("give --novels, --photos or both")
+    parser = worker_parser(__doc__, repeat=16)
+    parser.add_argument("--heap-mib", type=int, default=1024, help="of a task manager, for tasks")
+    parser.add_argument("--direct-mib", type=int, default=2048, help="of it, outside of the heap")
+    arguments = parse(parser)
     with tempfile.TemporaryDirectory() as folder:
         work, daemons, flink = Path(folder), Daemons(), None
         (work / "cluster").mkdir()
         try:
-            flink = Flink(daemons, work / "cluster", ENVIRONMENT, arguments.heap_mib)
+            flink = Flink(
+                daemons, work / "cluster", ENVIRONMENT, arguments.heap_mib, arguments.direct_mib
+            )
             for what, make, source in (
                 ("text", text_build, arguments.novels),
                 ("images", image_build, arguments.photos),

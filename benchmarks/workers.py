@@ -26,16 +26,7 @@ Row = dict[str, float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--novels", type=Path, help="folder of .txt files")
-    parser.add_argument("--photos", type=Path, help="folder of JPEG files")
-    parser.add_argument("--repeat", type=int, default=8, help="times that each is read")
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
-    if not (arguments.novels or arguments.photos):
-        parser.error("give --novels, --photos or both")
+    arguments = parse(worker_parser(__doc__, repeat=8))
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         if arguments.novels:
@@ -48,6 +39,25 @@ def main() -> None:
                 "images",
                 compare(image_build(arguments.photos, work, arguments.repeat), work, arguments),
             )
+
+
+def worker_parser(doc: str, *, repeat: int) -> argparse.ArgumentParser:
+    """What both benchmarks of one worker and two ask for."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--novels", type=Path, help="folder of .txt files")
+    parser.add_argument("--photos", type=Path, help="folder of JPEG files")
+    parser.add_argument("--repeat", type=int, default=repeat, help="times that each is read")
+    parser.add_argument("--rounds", type=int, default=3)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    arguments = parser.parse_args()
+    if not (arguments.novels or arguments.photos):
+        parser.error("give --novels, --photos or both")
+    return arguments
 
 
 def text_build(novels: Path, work: Path, repeat: int) -> list[str]:

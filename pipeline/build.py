@@ -136,7 +136,7 @@ def _run(
 ) -> None:
     """Whatever is not finished yet."""
     work, compare = terms.work, None
-    if read_json(terms.work.compared) != terms.records:
+    if read_json(work.compared) != terms.records:
         compare = kind.compare(work, len(portions), terms.records)
     schema = marked_schema(kind.schema, terms.validation_paths)
     unfinished = _unfinished(portions, fingerprints, work, spills=engine.spills)

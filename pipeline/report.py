@@ -121,7 +121,9 @@ def _render(report: dict[str, Any]) -> list[Table | str]:
     if found := report.get("near_duplicates"):
         told = f"{found['clusters']:,} clusters of {found['images']:,} images that look the same"
         parts.append(f"{told}, one of each stays")
-    if took := report.get("stage_seconds"):
+    # a stage of less than a tenth is not worth a line
+    took = {stage: it for stage, it in report.get("stage_seconds", {}).items() if it >= 0.1}
+    if took:
         parts.append(_seconds_table(took, report["corpus"]["bytes"] / 1e6))
     rate = report["corpus"]["bytes"] / 1e6 / max(report["seconds"], 0.1)
     parts.append(f"{report['seconds']:,.1f} s, {rate:.1f} MB/s of corpus")
@@ -189,14 +191,13 @@ def _funnel_table(funnel: list[dict[str, Any]]) -> Table:
 
 
 def _seconds_table(took: Mapping[str, float], megabytes: float) -> Table:
-    """Of all workers together; a stage of less than a tenth is not worth a line."""
+    """Of all workers together."""
     table = Table(title="Time of stages, all workers", title_justify="left")
     table.add_column("stage")
     for name in ("seconds", "MB/s of corpus"):
         table.add_column(name, justify="right")
     for stage, seconds in took.items():
-        if seconds >= 0.1:
-            table.add_row(Text(stage), f"{seconds:,.1f}", f"{megabytes / seconds:,.1f}")
+        table.add_row(Text(stage), f"{seconds:,.1f}", f"{megabytes / seconds:,.1f}")
     return table
 
 

@@ -67,6 +67,20 @@ def test_the_page_of_images_speaks_of_images():
     assert "<script" not in page
 
 
+@pytest.mark.parametrize(
+    ("took", "shown"),
+    [({"ReadCorpus": 1.5, "PlanShards": 0.05}, True), ({"ReadCorpus": 0.05}, False)],
+)
+def test_the_verb_tells_stages_of_a_tenth_of_a_second(tmp_path, capsys, took, shown):
+    """The demo takes less: there is no empty table."""
+    tree = {**REPORT, "stage_seconds": took}
+    (tmp_path / "report.json").write_text(json.dumps(tree).replace("\\ud800", ""))
+    main([str(tmp_path)])
+    out = capsys.readouterr().out
+    assert ("Time of stages, all workers" in out) == ("ReadCorpus" in out) == shown
+    assert "PlanShards" not in out
+
+
 def test_the_verb_tells_the_clusters(tmp_path, capsys):
     (tmp_path / "report.json").write_text(json.dumps(IMAGES).replace("\\ud800", ""))
     main([str(tmp_path)])
