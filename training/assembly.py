@@ -16,7 +16,7 @@ from training import checkpoint, distributed, sequence_parallel
 from training.activation_checkpointing import apply_activation_checkpointing
 from training.batch_size import accumulation_steps
 from training.checkpoint import RunState
-from training.compilation import compile_blocks, compile_loss
+from training.compilation import compile_objective
 from training.config import TrainingConfig
 from training.console import say
 from training.data.loader import EvaluationBatches, Loader
@@ -90,11 +90,10 @@ def build_engine(config: TrainingConfig, run: Run) -> Engine:
         config.engine.activation_checkpointing,
         every_n=config.engine.activation_checkpointing_every_n,
     )
-    if config.engine.compile == "blocks":
-        compile_blocks(model.blocks)
-        compile_loss(run.task)
+    objective = Objective(model, run.task)
+    compile_objective(objective, config.engine.compile)
     engine = Engine(
-        Objective(model, run.task),
+        objective,
         build_optimizer(model, config.optimizer),
         config.engine,
         micro_batch_size=config.batch.micro_batch_size,

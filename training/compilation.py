@@ -1,16 +1,31 @@
-"""torch.compile of a model's blocks and a task's loss, from outside: neither knows of it."""
+"""torch.compile of a model's blocks and a task's loss, or of both as one, from outside: neither
+knows of it.
+"""
 
 from typing import Any
 
 import torch
 from torch import nn
 
+from training.objective import Objective
+
+
+def compile_objective(objective: Objective, mode: str, *, backend: str = "inductor") -> None:
+    """Compile in place what `engine.compile` says, at its first forward; `deepcompile` is the
+    engine's own. On a CPU inductor needs a C++ compiler.
+    """
+    if mode == "blocks":
+        compile_blocks(objective.model.blocks, backend=backend)  # type: ignore[arg-type]
+        compile_loss(objective.task, backend=backend)
+    elif mode == "model":
+        # Of one forward and one backward a GPU replays one CUDA graph each.
+        overheads = {"mode": "reduce-overhead"} if backend == "inductor" else {}
+        objective.compile(backend=backend, **overheads)
+
 
 def compile_blocks(blocks: nn.ModuleList, *, backend: str = "inductor") -> None:
-    """Compile each block for itself, in place: fused kernels, at its first forward.
-
-    Blocks of one shape share one compilation. Between blocks nothing is compiled, so hooks of
-    DeepSpeed, head and data stay as they are. On a CPU inductor needs a C++ compiler.
+    """Each for itself: blocks of one shape share one compilation. Between blocks nothing is compiled, so hooks of
+    DeepSpeed, head and data stay as they are.
     """
     # Blocks differ in numbers such as the rate of stochastic depth, each of which is one more
     # compilation; behind torch's limit of 8 it would silently run the rest uncompiled.
@@ -21,7 +36,7 @@ def compile_blocks(blocks: nn.ModuleList, *, backend: str = "inductor") -> None:
 
 
 def compile_loss(task: Any, *, backend: str = "inductor") -> None:
-    """Compile a task's loss of logits over a vocabulary, if it has one, at its first call.
+    """A task's loss of logits over a vocabulary, if it has one.
 
     Torch's own kernels write the logits in fp32, their logarithms and two gradients of their size;
     fused ones read them once forward and once backward.

@@ -35,9 +35,11 @@ class Config:
     """
     activation_checkpointing_every_n: int = 2
     """n of activation_checkpointing=every_n; 1 is `full`."""
-    compile: Literal["none", "blocks", "deepcompile"] = "none"
-    """`blocks` compiles each block by torch.compile, at ZeRO stages 0 to 2; `deepcompile` compiles
-    the whole model with its communication by DeepSpeed, at stage 3 on GPUs.
+    compile: Literal["none", "blocks", "model", "deepcompile"] = "none"
+    """`blocks` compiles each block by torch.compile, at ZeRO stages 0 to 2; `model` compiles model
+    and loss as one, which a GPU replays as CUDA graphs, at stage 0: for small models, whose kernels
+    are shorter than the Python between them; `deepcompile` compiles the whole model with its
+    communication by DeepSpeed, at stage 3 on GPUs.
     """
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
     """Where master weights and moments wait and the optimizer steps, at ZeRO stages 1 to 3: the
@@ -106,11 +108,7 @@ class Config:
         for name in names:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        if (self.compile == "blocks") == (self.zero_stage == 3) and self.compile != "none":
-            raise ValueError(
-                f"compile={self.compile} does not go with zero_stage={self.zero_stage}: blocks are "
-                "compiled at stages 0 to 2; at stage 3, whose weights come and go, deepcompile is"
-            )
+        self._check_compile()
         self._check_stages()
         self._check_offload()
         self._check_tensor_parallel()
@@ -124,6 +122,25 @@ class Config:
     def uses_nvme(self) -> bool:
         """Whether anything waits in files."""
         return "nvme" in (self.offload_optimizer, self.offload_parameters)
+
+    def _check_compile(self) -> None:
+        stages = {"none": range(4), "blocks": range(3), "model": range(1), "deepcompile": [3]}
+        if self.zero_stage not in stages[self.compile]:
+            raise ValueError(
+                f"compile={self.compile} does not go with zero_stage={self.zero_stage}: the whole "
+                "model is compiled at stage 0, blocks at stages 0 to 2; at stage 3, whose weights "
+                "come and go, deepcompile is"
+            )
+        if self.compile == "model" and self.sequence_parallel_size > 1:
+            raise ValueError(
+                f"compile=model does not go with sequence_parallel_size="
+                f"{self.sequence_parallel_size}, which communicates inside; use blocks"
+            )
+        if self.compile == "model" and self.activation_checkpointing == "offload":
+            raise ValueError(
+                "compile=model does not go with activation_checkpointing=offload: the compiler does "
+                "not look through the copy to the host; use blocks"
+            )
 
     def _check_stages(self) -> None:
         """Refuse what this ZeRO stage cannot do."""

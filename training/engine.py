@@ -125,6 +125,8 @@ class Engine:
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         total = torch.zeros((), device=self.device)
+        if self.config.compile == "model" and self.accumulation > 1:
+            self._allocate_gradients()
         for number, batch in enumerate(batches, 1):
             loss_sum, _ = self.deepspeed(self.to_device(batch))
             self.deepspeed.backward(loss_sum * scale)
@@ -238,6 +240,16 @@ class Engine:
         count = sum(self.task.num_targets(batch) for batch in batches)
         total = distributed.sum_over_ranks(torch.tensor(count, device=self.device))
         return total // self.ranks_per_group  # of which each has counted the same
+
+    def _allocate_gradients(self) -> None:
+        """Give each weight a gradient of 0, to add to.
+
+        Else the first micro batch's would lie in the memory of its CUDA graph, and the second's
+        would overwrite it; torch 2.11 does not notice (pytorch issue 96693).
+        """
+        for weight in self.deepspeed.module.parameters():
+            if weight.requires_grad:
+                weight.grad = torch.zeros_like(weight)
 
     def _complete_deepspeed(self) -> None:
         """Give DeepSpeed what its config cannot, or what it forgets."""

@@ -9,6 +9,7 @@ import torch
 
 from training import distributed
 from training import engine as engines
+from training.compilation import compile_objective
 from training.deepspeed_config import Config
 from training.models import transformer
 from training.objective import Objective
@@ -17,7 +18,10 @@ from training.optimizer import build_optimizer
 from training.tasks import causal_lm
 
 STEPS = 5
+WHOLE = {"zero_stage": 0, "accumulation": 2}
 CASES = {
+    "zero0": WHOLE,
+    "compiled model": {**WHOLE, "compile": "model"},
     "zero3": {},
     "deepcompile": {"compile": "deepcompile"},
     "quantized weights": {"quantize_weights": True},
@@ -25,23 +29,28 @@ CASES = {
 }
 
 
-def losses(**options):
-    """Of a small model in bf16 at ZeRO stage 3."""
+def losses(accumulation=1, zero_stage=3, **options):
+    """Of a small model in bf16."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 256, "d_model": 256, "num_layers": 2, "num_heads": 4}
     model = transformer.Model(transformer.Config(**sizes, max_positions=64))
     task = causal_lm.Task(causal_lm.Config(), vocab_size=256, end_of_document=0)
+    objective = Objective(model, task)
+    compile_objective(objective, options.get("compile", "none"))
     engine = engines.Engine(
-        Objective(model, task),
+        objective,
         build_optimizer(model, OptimizerConfig()),
-        Config(zero_stage=3, precision="bf16", **options),
+        Config(zero_stage=zero_stage, precision="bf16", **options),
         micro_batch_size=4,
-        gradient_accumulation_steps=1,
+        gradient_accumulation_steps=accumulation,
     )
     generator = torch.Generator().manual_seed(distributed.rank())
-    tokens = torch.randint(1, 256, (4, 65), generator=generator)
-    batch = {"tokens": tokens[:, :-1].contiguous(), "targets": tokens[:, 1:].contiguous()}
-    return [float(engine.train_step([batch], 1e-3).loss) for _ in range(STEPS)]
+    batches = []
+    for _ in range(accumulation):
+        tokens = torch.randint(1, 256, (4, 65), generator=generator)
+        inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+        batches.append({"tokens": inputs, "targets": targets})
+    return [float(engine.train_step(batches, 1e-3).loss) for _ in range(STEPS)]
 
 
 def main(out, names):

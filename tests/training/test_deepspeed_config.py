@@ -178,7 +178,7 @@ def test_numbers_without_a_meaning(name, value):
         Config(**{name: value})
 
 
-@pytest.mark.parametrize(("mode", "stages"), [("blocks", {0, 1, 2}), ("deepcompile", {3})])
+@pytest.mark.parametrize(("mode", "stages"), [("blocks", {0, 1, 2}), ("model", {0}), ("deepcompile", {3})])
 def test_compilation_and_zero_stages(mode, stages):
     for stage in range(4):
         if stage in stages:
@@ -204,6 +204,8 @@ def test_compilation_and_zero_stages(mode, stages):
         (3, {"nvme_dir": "/x"}, "a folder is needed for nvme, and for it alone"),
         (3, {"optimizer_precision": "bf16", "precision": "fp32"}, "needs precision=bf16, found f"),
         (1, {"optimizer_precision": "bf16", "offload_optimizer": "cpu"}, "do not go together"),
+        (0, {"compile": "model", "sequence_parallel_size": 2}, "communicates inside; use blocks"),
+        (0, {"compile": "model", "activation_checkpointing": "offload"}, "copy to the host; use b"),
     ],
 )
 def test_settings_that_do_not_go_together(stage, settings, message):

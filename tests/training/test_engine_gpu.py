@@ -1,4 +1,4 @@
-"""Options of the engine that only GPUs have take steps like those of ZeRO stage 3 without them."""
+"""Options of the engine that only GPUs have take steps like those of the same stage without."""
 
 import os
 
@@ -21,6 +21,11 @@ def losses(run_ranks, environment, tmp_path_factory):
 
 def test_deepcompile_takes_the_same_steps(losses):
     assert losses["deepcompile"] == pytest.approx(losses["zero3"], abs=0.02)  # bf16, fused
+
+
+def test_cuda_graphs_take_the_same_steps(losses):
+    """Two micro batches a step: gradients of the first must outlive the graph of the second."""
+    assert losses["compiled model"] == pytest.approx(losses["zero0"], abs=0.02)  # bf16, fused
 
 
 @pytest.mark.parametrize("option", ["quantized weights", "quantized gradients"])

@@ -38,6 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
     "stage 2, offloaded activations": {"zero_stage": 2, "activation_checkpointing": "offload"},
     "stage 2, offloaded optimizer": {"zero_stage": 2, "offload_optimizer": "cpu"},
     "stage 2, compiled blocks": {"zero_stage": 2, "compile": "blocks"},
+    "stage 0, compiled model": {"zero_stage": 0, "compile": "model", "accumulation": 4},
 }
 """Settings of the engine by name, and `accumulation` of micro batches."""
 

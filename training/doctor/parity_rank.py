@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from training import distributed
 from training.activation_checkpointing import apply_activation_checkpointing
-from training.compilation import compile_blocks, compile_loss
+from training.compilation import compile_objective
 from training.deepspeed_config import Config
 from training.doctor.parity import CASES, Result
 from training.engine import Engine, initialize_distributed
@@ -99,12 +99,11 @@ def _train(rows: int, *, accumulation: int = 1, **settings: Any) -> list[float]:
     model = _build_model()
     apply_activation_checkpointing(model.blocks, config.activation_checkpointing)
     task = causal_lm.Task(causal_lm.Config(), vocab_size=VOCABULARY, end_of_document=0)
-    if config.compile == "blocks":
-        compile_blocks(model.blocks)
-        compile_loss(task)
+    objective = Objective(model, task)
+    compile_objective(objective, config.compile)
     share = rows // distributed.world_size()
     engine = Engine(
-        Objective(model, task),
+        objective,
         build_optimizer(model, OptimizerConfig()),
         config,
         micro_batch_size=share // accumulation,

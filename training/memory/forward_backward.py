@@ -50,7 +50,7 @@ def run_forward_backward(
         width=WIDTHS[engine.precision],
         autocast=engine.zero_stage == 0 and engine.precision != "fp32",
         device=device,
-        compiled=engine.compile == "blocks",
+        compiled=engine.compile in ("blocks", "model"),
         on_gradient=on_gradient,
     )
     ledger.go_to("forward", "start of a micro batch")

@@ -13,7 +13,7 @@ import torch
 from training import distributed
 from training.activation_checkpointing import apply_activation_checkpointing
 from training.batch_size import accumulation_steps
-from training.compilation import compile_blocks, compile_loss
+from training.compilation import compile_objective
 from training.config import TrainingConfig
 from training.engine import Engine, construction
 from training.memory.counter import TensorCounter
@@ -67,11 +67,10 @@ def build(config: TrainingConfig) -> tuple[Engine, list[dict[str, Any]]]:
         every_n=settings.activation_checkpointing_every_n,
     )
     task = build_bare_task(config)
-    if settings.compile == "blocks":
-        compile_blocks(model.blocks)
-        compile_loss(task)
+    objective = Objective(model, task)
+    compile_objective(objective, settings.compile)
     engine = Engine(
-        Objective(model, task),
+        objective,
         build_optimizer(model, config.optimizer),
         settings,
         micro_batch_size=config.batch.micro_batch_size,

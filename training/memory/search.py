@@ -128,8 +128,8 @@ def _candidates(config: TrainingConfig, machine: Machine, of_rank: int) -> Itera
         stages, modes, _offloads(config.engine), sizes
     ):
         changes: dict[str, Any] = {"zero_stage": stage, "activation_checkpointing": mode, **offload}
-        if stage == 3 and config.engine.compile == "blocks":  # they are compiled below it alone
-            changes["compile"] = "none"
+        if config.engine.compile in ("blocks", "model"):  # which stage 3 and stage 1 cannot
+            changes["compile"] = "none" if stage == 3 else "blocks"
         try:
             engine = replace(config.engine, **changes)
         except ValueError:  # does not go together
