@@ -9,7 +9,7 @@ import torch
 from training import distributed
 from training import engine as engines
 from training.activation_checkpointing import apply_activation_checkpointing
-from training.compilation import compile_blocks, compile_loss
+from training.compilation import compile_objective
 from training.deepspeed_config import Config
 from training.models import transformer
 from training.objective import Objective
@@ -44,7 +44,8 @@ def cases(folder):
         )
         found[f"zero init {precision}"] = partial(zero_init, precision)
     found["secondary partition"] = partial(steps_and_states, 3, hpz_partition_size=2)
-    found["compiled"] = compiled
+    found["compiled"] = partial(compiled, 2, "blocks")
+    found["compiled model"] = partial(compiled, 0, "model")
     found["not to be shared"] = not_to_be_shared
     for stage in (0, 2, 3):
         for masked in (False, True):
@@ -95,15 +96,14 @@ def zero_init(precision):
     return {"held": sum(sizes)} | parts.take_steps(engine, range(5))
 
 
-def compiled():
+def compiled(stage, mode):
     model = parts.build_model()
-    task = parts.build_task()
-    compile_blocks(model.blocks, backend="aot_eager")
-    compile_loss(task, backend="aot_eager")
+    objective = Objective(model, parts.build_task())
+    compile_objective(objective, mode, backend="aot_eager")
     engine = engines.Engine(
-        Objective(model, task),
+        objective,
         build_optimizer(model, OptimizerConfig()),
-        Config(zero_stage=2, precision="fp32", max_grad_norm=parts.CLIP),
+        Config(zero_stage=stage, precision="fp32", max_grad_norm=parts.CLIP, compile=mode),
         micro_batch_size=2,
         gradient_accumulation_steps=parts.GLOBAL_BATCH // 2 // distributed.world_size(),
     )

@@ -85,6 +85,10 @@ def test_compiled_blocks_under_zero(two_ranks):
     assert_same_steps(two_ranks["compiled"], two_ranks["fp32 zero2 accumulation4"])
 
 
+def test_a_model_compiled_as_one(two_ranks):
+    assert_same_steps(two_ranks["compiled model"], two_ranks["fp32 zero0 accumulation4"])
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_ranks_that_share_sequences_train_as_ranks_that_do_not(two_ranks, stage, masked):
