@@ -24,8 +24,9 @@ def compile_objective(objective: Objective, mode: str, *, backend: str = "induct
 
 
 def compile_blocks(blocks: nn.ModuleList, *, backend: str = "inductor") -> None:
-    """Each for itself: blocks of one shape share one compilation. Between blocks nothing is compiled, so hooks of
-    DeepSpeed, head and data stay as they are.
+    """Each for itself: blocks of one shape share one compilation.
+
+    Between blocks nothing is compiled, so hooks of DeepSpeed, head and data stay as they are.
     """
     # Blocks differ in numbers such as the rate of stochastic depth, each of which is one more
     # compilation; behind torch's limit of 8 it would silently run the rest uncompiled.

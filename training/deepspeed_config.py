@@ -138,8 +138,8 @@ class Config:
             )
         if self.compile == "model" and self.activation_checkpointing == "offload":
             raise ValueError(
-                "compile=model does not go with activation_checkpointing=offload: the compiler does "
-                "not look through the copy to the host; use blocks"
+                "compile=model does not go with activation_checkpointing=offload: the compiler "
+                "does not look through the copy to the host; use blocks"
             )
 
     def _check_stages(self) -> None:

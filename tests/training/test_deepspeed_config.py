@@ -178,7 +178,9 @@ def test_numbers_without_a_meaning(name, value):
         Config(**{name: value})
 
 
-@pytest.mark.parametrize(("mode", "stages"), [("blocks", {0, 1, 2}), ("model", {0}), ("deepcompile", {3})])
+@pytest.mark.parametrize(
+    ("mode", "stages"), [("blocks", {0, 1, 2}), ("model", {0}), ("deepcompile", {3})]
+)
 def test_compilation_and_zero_stages(mode, stages):
     for stage in range(4):
         if stage in stages:

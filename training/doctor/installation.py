@@ -49,7 +49,8 @@ def _check_compiler() -> Finding:
     if compiler:
         return Finding("ok", "C++ compiler", compiler)
     needs = (
-        "engine.compile on a CPU and offload to nvme need one: install g++, for nvme also libaio-dev"
+        "engine.compile on a CPU and offload to nvme need one: install g++, for nvme also "
+        "libaio-dev"
     )
     return Finding("note", "C++ compiler", f"none; {needs}")
 
