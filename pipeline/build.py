@@ -96,7 +96,7 @@ def _build(
     try:
         if are_elsewhere(engine.flags):
             run = partial(run_beam, engine=engine, error_log=work.error_log)
-            check_workers(run, library_versions(config))
+            check_workers(run, library_versions(config), engine.flags)
         return _build_shards(config, portions, engine, work)
     except StageError as error:
         advice = full_disk_advice(str(error))

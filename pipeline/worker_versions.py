@@ -28,12 +28,13 @@ def are_elsewhere(flags: tuple[str, ...]) -> bool:
     return read_flag(flags, "runner") in PORTABLE and not loopback
 
 
-def check_workers(run: Run, libraries: Mapping[str, str]) -> None:
+def check_workers(run: Run, libraries: Mapping[str, str], flags: tuple[str, ...] = ()) -> None:
     """Compare versions of the workers with those of this machine.
 
     Args:
         run: runs what constructs a pipeline.
         libraries: versions of what decides bytes, as `library_versions` gives them.
+        flags: of the engine, which say where it looks for its workers.
 
     Raises:
         RefusedError: a worker has others.
@@ -56,9 +57,17 @@ def check_workers(run: Run, libraries: Mapping[str, str]) -> None:
         if "Millrace" in str(error):
             raise
         raise StageError(
-            f"workers could not run a first small job: {error}; do they have this machine's "
-            f"Python {wanted['python']} and apache-beam {wanted['apache-beam']}?"
+            f"workers could not run a first small job: {error}; {_asked_for(flags)}have they this "
+            f"machine's Python {wanted['python']} and apache-beam {wanted['apache-beam']}?"
         ) from None
+
+
+def _asked_for(flags: tuple[str, ...]) -> str:
+    """Engines do not name a worker pool that they cannot reach."""
+    if (read_flag(flags, "environment_type") or "").upper() != "EXTERNAL":
+        return ""
+    address = read_flag(flags, "environment_config")
+    return f"does a worker pool answer at {address} on each machine of the engine, and "
 
 
 def versions(libraries: list[str]) -> dict[str, str]:

@@ -179,8 +179,12 @@ def test_workers_that_run_nothing():
     def run(construct):
         raise StageError("TypeError: code() takes at most 16 arguments")
 
-    with pytest.raises(StageError, match=r"code\(\) takes at most .*do they have .* Python 3"):
+    with pytest.raises(StageError, match=r"code\(\) takes at most .*; have they this .* Python 3"):
         check_workers(run, {})
+    flags = ("--environment_type=EXTERNAL", "--environment_config=10.0.0.7:50000")
+    told = r"does a worker pool answer at 10\.0\.0\.7:50000 on each machine .*, and have they this"
+    with pytest.raises(StageError, match=told):
+        check_workers(run, {}, flags)
 
 
 @pytest.mark.parametrize(
