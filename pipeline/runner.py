@@ -14,7 +14,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import apache_beam as beam
@@ -27,6 +27,7 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from configs.redact import redact
 from pipeline.engine_flags import read_flag
+from pipeline.own_wheel import staged
 from pipeline.refused import RefusedError
 from pipeline.stage_seconds import stage_seconds
 
@@ -81,6 +82,13 @@ def run_beam(
         StageError: a stage failed; the traceback is in `error_log`.
         RefusedError: a stage refused the corpus or the config.
     """
+    with staged(engine.flags) as flags:
+        return _run(construct, replace(engine, flags=flags), error_log)
+
+
+def _run(
+    construct: Callable[[beam.Pipeline], None], engine: Engine, error_log: Path
+) -> dict[str, float]:
     options = PipelineOptions([f"--direct_num_workers={engine.num_workers}", *engine.flags])
     _export_path()
     _silence()

@@ -23,6 +23,17 @@ def compile_objective(objective: Objective, mode: str, *, backend: str = "induct
         objective.compile(backend=backend, **overheads)
 
 
+def allocate_gradients(model: nn.Module) -> None:
+    """Give each weight a gradient of 0 for the micro batches of a step to add to.
+
+    Else that of the first would lie in the memory of its CUDA graph, and the second would overwrite
+    it; torch 2.11 does not notice (pytorch issue 96693).
+    """
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.grad = torch.zeros_like(weight)
+
+
 def compile_blocks(blocks: nn.ModuleList, *, backend: str = "inductor") -> None:
     """Each for itself: blocks of one shape share one compilation.
 

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from training import distributed, ema, tensor_parallel
+from training.compilation import allocate_gradients
 from training.console import say
 from training.deepspeed_config import NEVER, Config, build_deepspeed_config, check_device
 from training.gradient_gate import GradientGate, has_finite_square
@@ -126,7 +127,7 @@ class Engine:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         total = torch.zeros((), device=self.device)
         if self.config.compile == "model" and self.accumulation > 1:
-            self._allocate_gradients()
+            allocate_gradients(self.deepspeed.module)
         for number, batch in enumerate(batches, 1):
             loss_sum, _ = self.deepspeed(self.to_device(batch))
             self.deepspeed.backward(loss_sum * scale)
@@ -241,16 +242,6 @@ class Engine:
         total = distributed.sum_over_ranks(torch.tensor(count, device=self.device))
         return total // self.ranks_per_group  # of which each has counted the same
 
-    def _allocate_gradients(self) -> None:
-        """Give each weight a gradient of 0, to add to.
-
-        Else the first micro batch's would lie in the memory of its CUDA graph, and the second's
-        would overwrite it; torch 2.11 does not notice (pytorch issue 96693).
-        """
-        for weight in self.deepspeed.module.parameters():
-            if weight.requires_grad:
-                weight.grad = torch.zeros_like(weight)
-
     def _complete_deepspeed(self) -> None:
         """Give DeepSpeed what its config cannot, or what it forgets."""
         if self.deepspeed.torch_autocast_z0_gradscaler:  # its own scaler ignores the config
@@ -306,9 +297,8 @@ class Engine:
 
     def _loss_scale(self) -> float:
         scaler = self.deepspeed.torch_autocast_z0_gradscaler
-        if scaler:
-            return float(scaler.get_scale())
-        return float(getattr(self.deepspeed.optimizer, "cur_scale", 1.0) or 1.0)
+        scale = scaler.get_scale() if scaler else getattr(self.deepspeed.optimizer, "cur_scale", 1)
+        return float(scale or 1)
 
 
 def initialize_distributed() -> None:
@@ -396,9 +386,7 @@ def _consolidate(checkpoint_dir: Path, parts: list[list[torch.Tensor]]) -> dict[
 
 
 def _restore_linear() -> None:
-    """An engine of stage 3 changes torch's linear layer for the whole process; `selective` cannot
-    keep what the changed one adds its bias to, in place.
-    """
+    """`selective` cannot keep what the linear layer that stage 3 leaves behind adds to in place."""
     patches = deepspeed.runtime.zero.partition_parameters.InsertPostInitMethodToModuleSubClasses
     nn.functional.linear = getattr(patches, "linear_bk", nn.functional.linear)
 
