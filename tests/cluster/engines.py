@@ -30,6 +30,7 @@ OPENED = (
 OPENS = tuple(f"--add-opens=java.base/{name}=ALL-UNNAMED" for name in OPENED)
 """What Java 17 shuts and both engines use."""
 MIB = 2**20
+FETCH_SECONDS = 300
 TASK_MANAGER = {  # what Flink's start script computes; with one missing it ends
     "task.off-heap.size": 0,
     "network.min": 128 * MIB,
@@ -52,7 +53,12 @@ def fetch_jars(name):
     if not (jars / ".complete").exists():
         copy = ["dependency:copy-dependencies", f"-DoutputDirectory={jars}"]
         words = ["mvn", "-B", "-q", "-f", str(HERE / f"{name}.xml"), *copy]
-        answer = subprocess.run(words, capture_output=True, text=True, check=False)
+        try:
+            answer = subprocess.run(
+                words, capture_output=True, text=True, timeout=FETCH_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            pytest.skip(f"Maven did not fetch the jars within {FETCH_SECONDS} s")
         if answer.returncode:
             pytest.skip(f"Maven did not fetch the jars: {answer.stdout[-300:]}")
         (jars / ".complete").touch()

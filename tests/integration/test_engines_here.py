@@ -1,0 +1,59 @@
+"""Flink and Spark inside their job servers on this machine, where Java and Maven are: a build by
+each is that of this machine's runner, byte for byte. Clusters of them are `make cluster-test`'s.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tests.cluster.engines import OPENS, fetch_jars, job_server_jar
+
+ROOT = Path(__file__).parent.parent.parent
+ENGINES = {
+    "flink": ("org.apache.beam.runners.flink.FlinkJobServerDriver", "--flink_master=[local]"),
+    "spark": ("org.apache.beam.runners.spark.SparkJobServerDriver", "--spark_master_url=local[2]"),
+}
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    """The words of a build of text and of one of images."""
+    photos = tmp_path_factory.mktemp("photos")
+    for number in range(60):
+        values = np.random.default_rng(number).integers(0, 256, (6, 8, 3), np.uint8)
+        path = photos / f"{'cat' if number % 3 else 'dog'}/{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        PIL.Image.fromarray(values).resize((80, 60)).save(path)
+    text = ["configs/pipeline/tiny_shakespeare.yaml", "deduplicate=true", "shards.target_mib=0.2"]
+    images = ["configs/pipeline/image_folder.yaml", f"corpus.path=[{photos}]"]
+    return {"text": text, "images": [*images, "images.resize.size=48", "shards.target_mib=0.05"]}
+
+
+def build(words, dataset_dir, *flags, **variables):
+    """Build, and hash what a dataset is."""
+    command = [sys.executable, "-m", "pipeline", *words, f"dataset_dir={dataset_dir}", *flags]
+    env = {**os.environ, **variables}
+    answer = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    paths = [*dataset_dir.glob("*.tar"), *dataset_dir.glob("*.idx"), dataset_dir / "manifest.json"]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+@pytest.mark.parametrize("kind", ["text", "images"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_build_is_that_of_this_machine(engine, kind, corpora, tmp_path):
+    main, master = ENGINES[engine]
+    jar = job_server_jar(fetch_jars(engine), main, tmp_path)
+    flags = [f"--runner={engine}", master, f"--{engine}_job_server_jar={jar}", "--parallelism=2"]
+    opened = " ".join(OPENS)
+    here = build(corpora[kind], tmp_path / "here")
+    assert sum(name.endswith(".tar") for name in here) > 2
+    assert build(corpora[kind], tmp_path / "there", *flags, JAVA_TOOL_OPTIONS=opened) == here
