@@ -1,6 +1,7 @@
 """Training on one GPU: speed, MFU and peak memory, case by case, beside what `plan` predicts.
 
-    python -m benchmarks.gpu [--only TEXT ...] [--nanogpt FOLDER] [--profile TEXT] [--out TABLE.md]
+    python -m benchmarks.gpu [--only CASE ...] [--product MODEL ...] [--nanogpt FOLDER]
+                             [--profile TEXT] [--out TABLE.md]
 
 Each case is a process of its own: the real engine on batches of random tokens or pixels, as many
 micro batches a step as its global batch says; the median of the steps behind the first few counts.
@@ -88,6 +89,28 @@ CASES = {
     "ViT-L/16, ZeRO 2, full": VIT_L + EAGER + ZERO[2] + FULL,
     "MAE-B/16, compiled": MAE + BLOCKS,
 }
+MODELS = {
+    "GPT 124M": GPT,
+    "GPT 350M": M350,
+    "GPT 1.3B": B1_3,
+    "Llama 1.1B": LLAMA,
+    "ViT-B/16": VIT_B,
+    "ViT-L/16": VIT_L,
+}
+
+
+def _product(model: str) -> dict[str, str]:
+    """Every ZeRO stage with every way to keep activations, uncompiled and compiled."""
+    return {
+        f"{model}, ZeRO {stage}, {mode}, {compiled}": f"{MODELS[model]}{ZERO[stage]}"
+        f" engine.activation_checkpointing={mode} engine.compile={compiled}"
+        for stage in range(4)
+        for mode in ("none", "full", "every_n", "selective", "offload")
+        for compiled in ("none", "blocks" if stage < 3 else "deepcompile")
+    }
+
+
+PRODUCTS = {name: words for model in MODELS for name, words in _product(model).items()}
 NANOGPT = "nanoGPT 124M, compiled"
 
 
@@ -97,9 +120,10 @@ def main() -> None:
         print(json.dumps(_measure_alone(arguments)), flush=True)
         return
     names = [*CASES, *([NANOGPT] if arguments.nanogpt else [])]
-    if unknown := set(arguments.only) - set(names):
-        sys.exit(f"no case {', '.join(unknown)}; there are: {'; '.join(names)}")
-    wished = arguments.only or names
+    if unknown := set(arguments.only) - {*names, *PRODUCTS}:
+        sys.exit(f"no case {', '.join(unknown)}; there are: {'; '.join([*names, *PRODUCTS])}")
+    wished = [*arguments.only, *(name for one in arguments.product for name in _product(one))]
+    wished = wished or names
     _check_device()
     lines = [
         "| case | micro batches | per second | MFU | peak GiB | predicted | error |",
@@ -170,7 +194,7 @@ def _prepare_millrace(arguments: argparse.Namespace) -> Callable[[], tuple[Any, 
     from training.memory.prediction import predict  # noqa: PLC0415
     from training.memory.zero import Ranks  # noqa: PLC0415
 
-    file, *overrides = CASES[arguments.case].split()
+    file, *overrides = (CASES | PRODUCTS)[arguments.case].split()
     config: Any = load(TrainingConfig, ROOT / f"configs/training/{file}.yaml", overrides)
     predicted = predict(config, Ranks(1)).peak.num_bytes
     samples, is_text = config.batch.global_batch_size, config.task.module.KIND == "text"
@@ -328,6 +352,15 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--only", nargs="*", default=[], metavar="CASE", help="names of cases; else all"
+    )
+    parser.add_argument(
+        "--product",
+        nargs="*",
+        default=[],
+        choices=MODELS,
+        metavar="MODEL",
+        help="every ZeRO stage x activation checkpointing x compilation of a model: "
+        + ", ".join(MODELS),
     )
     parser.add_argument("--nanogpt", default="", metavar="FOLDER", help="of nanoGPT's model.py")
     parser.add_argument("--profile", default="", metavar="TEXT", help="cases to profile, too")
