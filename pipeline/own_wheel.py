@@ -79,6 +79,7 @@ def _digest(content: bytes) -> str:
 
 
 def _brings_millrace(flags: Sequence[str]) -> bool:
-    packages = [read_flag(flags, name) or "" for name in ("extra_package", "extra_packages")]
-    own = read_flag(flags, "setup_file") is not None
-    return own or any(Path(package).name.startswith("millrace-") for package in packages)
+    """By a package, of which there may be several, or by a source tree of one's own."""
+    names = [Path(flag.rpartition("=")[2]).name for flag in flags]
+    is_given = any(name.startswith("millrace-") and name.endswith(".whl") for name in names)
+    return is_given or read_flag(flags, "setup_file") is not None

@@ -61,6 +61,7 @@ def test_beam_stages_it_for_containers(flags, tmp_path):
         ("--runner=FlinkRunner", "--environment_type=LOOPBACK"),
         (*DATAFLOW, "--setup_file=./setup.py"),
         (*DATAFLOW, "--extra_package=dist/millrace-9.9-py3-none-any.whl"),
+        (*DATAFLOW, "--extra_package", "millrace-9.9-py3-none-any.whl", "--extra_package=b.whl"),
     ],
 )
 def test_elsewhere_flags_stay_as_they_are(flags):

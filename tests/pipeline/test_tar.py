@@ -1,5 +1,6 @@
 import hashlib
 import io
+import os
 import struct
 import tarfile
 import zlib
@@ -117,6 +118,23 @@ def tar_of_two_blocks():
     headers = [tar.render_header(f"train-000000-000000.{ext}", 1) for ext in ("bin", "json")]
     body = b"".join(header + b"x" + bytes(511) for header in headers)
     return body + bytes(10240 - len(body))
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no such advice")
+def test_writing_begins_before_the_end(tmp_path, monkeypatch):
+    """Each byte but the last few is sent on its way once, in order."""
+    sent, advise = [], os.posix_fadvise
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda *words: (sent.append(words[1:]), advise(*words))
+    )
+    shard = write_shard(tmp_path / "a.tar", samples([3 * 2**20] * 7))
+    data = (tmp_path / "a.tar").read_bytes()
+    assert (shard.bytes, shard.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    ends = [start + size for start, size, _ in sent]
+    assert [start for start, _, _ in sent] == [0, *ends[:-1]]
+    assert len(sent) == 2
+    assert all(size >= tar.WRITEBACK for _, size, _ in sent)
+    assert shard.bytes - ends[-1] < tar.WRITEBACK
 
 
 def test_nothing_remains_of_a_failed_write(tmp_path):
