@@ -35,7 +35,7 @@ PEAK_FLOPS = 989e12
 GIB = 2**30
 DOCUMENTS = 4
 """Of one length in each sequence, where attention stays inside documents."""
-WARM_UP, LEAST_STEPS, SECONDS = 3, 5, 2.0
+WARM_UP, LEAST_STEPS, SECONDS = 3, 5, 1.0
 
 GPT = "gpt2_124m task.chunk_tokens=2048 batch.micro_batch_size=16 batch.global_batch_size=64"
 M350 = f"{GPT} model.d_model=1024 model.num_layers=24 model.num_heads=16"

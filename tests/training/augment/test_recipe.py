@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 import PIL.Image
+import PIL.ImageEnhance
+import PIL.ImageOps
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -166,6 +168,30 @@ def test_operations_of_no_strength_change_nothing_and_of_full_strength_do():
             assert (np.asarray(strong) != before).any(), name
     for name in set(PLAIN) - {*by_strength, "identity"}:
         assert (np.asarray(apply(image, name, 0.5, reverse=False, fill=FILL)) != before).any()
+
+
+IMAGE_OPS = {
+    "auto_contrast": lambda image, _: PIL.ImageOps.autocontrast(image),
+    "equalize": lambda image, _: PIL.ImageOps.equalize(image),
+    "invert": lambda image, _: PIL.ImageOps.invert(image),
+    "posterize": lambda image, s: PIL.ImageOps.posterize(image, 8 - round(4 * s)),
+    "solarize": lambda image, s: PIL.ImageOps.solarize(image, round(255 * (1 - s))),
+    "contrast": lambda image, s: PIL.ImageEnhance.Contrast(image).enhance(1 + 0.9 * s),
+}
+
+
+@pytest.mark.parametrize("name", IMAGE_OPS)
+@given(
+    shape=st.sampled_from([(1, 1), (1, 40), (17, 3), (32, 32), (97, 96)]),
+    values=st.tuples(st.integers(0, 255), st.integers(0, 255)).map(sorted),
+    strength=st.floats(0, 1),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_operations_of_tables_give_what_pillow_gives(name, shape, values, strength, seed):
+    pixels = np.random.default_rng(seed).integers(values[0], values[1] + 1, (*shape, 3))
+    image = PIL.Image.fromarray(pixels.astype(np.uint8))
+    ours = apply(image, name, strength, reverse=False, fill=FILL)
+    np.testing.assert_array_equal(np.asarray(ours), np.asarray(IMAGE_OPS[name](image, strength)))
 
 
 def test_what_comes_from_outside_has_the_colour_of_the_recipe():
