@@ -184,6 +184,9 @@ def test_initial_weights_have_the_deviation_of_the_config():
             assert last.weight.std().item() == pytest.approx(0.5 / 6**0.5, rel=0.05)
     derived = model(d_model=64, init_std=0.0).blocks[0].attention.query_key_value
     assert derived.weight.std().item() == pytest.approx(64**-0.5, rel=0.05)
+    for given, std in (({}, 0.02), ({"position_std": 0.2}, 0.2)):
+        positions = model(d_model=256, image_size=64, **given).encoder.positions.table
+        assert positions.weight.std().item() == pytest.approx(std, rel=0.05)
 
 
 def test_every_norm_has_the_epsilon_of_the_config():
