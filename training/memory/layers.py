@@ -102,9 +102,13 @@ class Block:
 
     def forward(self, tape: Tape, x: Value, sequences: Sequences) -> Value:
         normed = norm(tape, x, self.norms[0], self.shape)
-        x = add(tape, x, self._join(tape, self._attend(tape, normed, sequences), 0))
-        del normed
-        normed = norm(tape, x, self.norms[1], self.shape)
+        attended = self._join(tape, self._attend(tape, normed, sequences), 0)
+        x = add(tape, x, attended)
+        # Compiled, the sum is computed again, from what is narrower than it under autocast.
+        kept = attended.buffer if tape.compiled and attended.width < x.width else None
+        del normed, attended
+        normed = norm(tape, x, self.norms[1], self.shape, kept=kept)
+        del kept
         return add(tape, x, self._join(tape, self._feed_forward(tape, normed), 1))
 
     def _attend(self, tape: Tape, x: Value, sequences: Sequences) -> Value:
@@ -126,7 +130,7 @@ class Block:
             raised = linear(tape, x, self.ups[1], num_in=shape.d_model)
             raised = multiply(tape, gate, raised)
             del gate
-        return linear(tape, raised, self.down, num_in=shape.d_ff)
+        return linear(tape, raised, self.down, num_in=shape.d_ff, is_used=bool(self.scales))
 
     def _join(self, tape: Tape, x: Value, part: int) -> Value:
         if self.scales:
@@ -267,10 +271,17 @@ def _attend_without_kernel(
     )
 
 
-def norm(tape: Tape, x: Value, weights: tuple[Weight, ...], shape: BlockShape) -> Value:
-    """In front of attention, feed-forward and head."""
+def norm(
+    tape: Tape,
+    x: Value,
+    weights: tuple[Weight, ...],
+    shape: BlockShape,
+    *,
+    kept: Buffer | None = None,
+) -> Value:
+    """In front of attention, feed-forward and head; see `layer_norm`."""
     of_kind = rms_norm if shape.rms else layer_norm
-    return of_kind(tape, x, weights, width=shape.d_model)
+    return of_kind(tape, x, weights, width=shape.d_model, kept=kept)
 
 
 def norm_weights(shape: BlockShape, width: int = 0) -> tuple[Weight, ...]:

@@ -6,6 +6,7 @@ the CPU they equal what fake tensors show, to the byte; those of CUDA are read f
 
 from dataclasses import dataclass
 
+from training.memory.ledger import Buffer
 from training.memory.tape import Tape, Value, Weight
 
 FP32 = 4
@@ -30,13 +31,18 @@ def embedding(tape: Tape, indices: Value, weight: Weight, *, numel: int) -> Valu
     )
 
 
-def linear(tape: Tape, x: Value, weights: LinearWeights, *, num_in: int) -> Value:
-    """A matrix product; keeps its input."""
+def linear(
+    tape: Tape, x: Value, weights: LinearWeights, *, num_in: int, is_used: bool = True
+) -> Value:
+    """A matrix product; keeps its input. `selective` keeps the result, compiled only one that
+    `is_used` by something behind it in the backward pass.
+    """
     x = cast(tape, x, tape.width)
     if tape.autocast and tape.width < 4:
         _cast_weight(tape, weights.weight)
     numel = x.numel // num_in * weights.num_out
-    output = Value(tape.book_product(numel * tape.width), numel, tape.width, None)
+    book = tape.book_product if is_used or not tape.compiled else tape.book
+    output = Value(book(numel * tape.width), numel, tape.width, None)
     own = [(weights.weight, tape.width)] + ([(weights.bias, tape.width)] if weights.bias else [])
     saved = (x.buffer,) if weights.weight.cast is None else (x.buffer, weights.weight.cast)
     return tape.record(
@@ -44,8 +50,11 @@ def linear(tape: Tape, x: Value, weights: LinearWeights, *, num_in: int) -> Valu
     )
 
 
-def layer_norm(tape: Tape, x: Value, weights: tuple[Weight, ...], *, width: int) -> Value:
-    """Keeps its input and mean and deviation of each row: fp32 on CUDA, as the input on the CPU.
+def layer_norm(
+    tape: Tape, x: Value, weights: tuple[Weight, ...], *, width: int, kept: Buffer | None = None
+) -> Value:
+    """Keeps its input, or what is to be `kept` instead, and mean and deviation of each row: fp32 on
+    CUDA, as the input on the CPU.
 
     Under autocast CUDA computes it in fp32, the CPU as the input is.
     """
@@ -57,20 +66,24 @@ def layer_norm(tape: Tape, x: Value, weights: tuple[Weight, ...], *, width: int)
     return tape.record(
         (x,),
         output,
-        saved=(x.buffer, statistics),
+        saved=(kept or x.buffer, statistics),
         weights=_with_width(tape, weights),
         gradients=(x.numel * x.width,),
     )
 
 
-def rms_norm(tape: Tape, x: Value, weights: tuple[Weight, ...], *, width: int) -> Value:
-    """One kernel on CUDA; on the CPU a chain of operations in fp32, two of which are kept."""
+def rms_norm(
+    tape: Tape, x: Value, weights: tuple[Weight, ...], *, width: int, kept: Buffer | None = None
+) -> Value:
+    """One kernel on CUDA, which keeps its input or what is to be `kept` instead; on the CPU a chain
+    of operations in fp32, two of which are kept.
+    """
     x = cast(tape, x, tape.weight_width)
     deviation = tape.book(4 * (x.numel // width))
     gradient = (x.numel * x.width,)
     if tape.device != "cpu":
         output = _new(tape, x.numel, x.width)
-        saved = (x.buffer, deviation)
+        saved = (kept or x.buffer, deviation)
         own = _with_width(tape, weights)
         return tape.record((x,), output, saved=saved, weights=own, gradients=gradient)
     exact = x.buffer if x.width == 4 else tape.book(4 * x.numel)
