@@ -18,6 +18,7 @@ parameters takes the same steps, compiled as a whole, under bf16 autocast, with 
 import argparse
 import fcntl
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -150,7 +151,16 @@ def _run_case(name: str, arguments: argparse.Namespace, scratch: str) -> str:
     command = [sys.executable, "-m", "benchmarks.gpu", "--case", name, "--scratch", scratch]
     command += ["--nanogpt", arguments.nanogpt] if arguments.nanogpt else []
     command += ["--profile", arguments.profile] if arguments.profile in name else []
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    # By itself each case would start as many compilers as there are cores.
+    threads = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
+    run = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": threads},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if arguments.profile and arguments.profile in name or run.returncode:
         sys.stderr.write(f"== {name}\n{run.stderr[-12000:]}\n")
     if run.returncode:
