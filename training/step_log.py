@@ -1,6 +1,7 @@
 """A file with one JSON row a step, which a resumed run continues without a gap or a repetition."""
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,8 +22,11 @@ class StepLog:
         return [row for row, _ in self._read()]
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Add rows, and try again those that a full disk has refused."""
-        self.file.add(json.dumps(row).encode() + b"\n" for row in rows)
+        """Add rows, and try again those that a full disk has refused.
+
+        A number that is not finite becomes null, for JSON has none.
+        """
+        self.file.add(json.dumps(_finite(row), allow_nan=False).encode() + b"\n" for row in rows)
         self.file.flush()
 
     def cut_behind(self, step: int) -> list[dict[str, Any]]:
@@ -47,3 +51,12 @@ class StepLog:
                 yield json.loads(line), end
             except json.JSONDecodeError:
                 break
+
+
+def _finite(value: Any) -> Any:
+    """A tree without numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,5 +1,6 @@
 """`python -m training.plan`: the verb and its search."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -41,6 +42,36 @@ def test_plan_prints_breakdown_points_and_reason(monkeypatch, capsys):
     assert code == 0
     for words in ("124,475,904 parameters on 8 GPUs", "activations", "loss (rules)", "Fits: "):
         assert words in out
+
+
+def printed_in(page):
+    """Commands of a page, each with the lines below it."""
+    blocks, told = [], None
+    for line in page.read_text().splitlines():
+        if line.startswith("    $ "):
+            told = []
+            blocks.append((line.removeprefix("    $ ").split(), told))
+        elif told is not None and line.startswith("    "):
+            told.append(line[4:])
+        else:
+            told = None
+    return blocks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(3))
+def test_the_page_on_memory_shows_what_is_printed(number):
+    words, told = printed_in(ROOT / "docs/memory.md")[number]
+    env = {**os.environ, "COLUMNS": "200"}
+    answer = subprocess.run(
+        [sys.executable, *words[1:]], cwd=ROOT, env=env, capture_output=True, text=True, check=True
+    )
+
+    def comparable(lines):
+        return [line.rstrip() for line in lines if not line.startswith("Searched in ")]
+
+    assert len(told) > 15
+    assert comparable(answer.stdout.splitlines()) == comparable(told)
 
 
 def test_a_plan_that_fits_tightly_says_so(monkeypatch, capsys):

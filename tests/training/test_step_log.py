@@ -1,6 +1,7 @@
 """The log of steps: every row once, also behind a kill."""
 
 import json
+import math
 
 import pytest
 from hypothesis import given
@@ -25,6 +26,14 @@ def test_rows_come_back(log):
     log.append([row(3)])
     assert log.rows() == [row(1), row(2), row(3)]
     assert len(log.path.read_text().splitlines()) == 3
+
+
+def test_what_is_not_finite_is_null(log):
+    log.append(
+        [{"step": 1, "loss": math.nan, "limits": {"loss": math.inf, "norms": (1.5, -math.inf)}}]
+    )
+    found = json.loads(log.path.read_text(), parse_constant=pytest.fail)
+    assert found == {"step": 1, "loss": None, "limits": {"loss": None, "norms": [1.5, None]}}
 
 
 def test_a_resumed_run_drops_what_lies_behind_its_checkpoint(log):

@@ -141,7 +141,8 @@ class AnomalyHook(Hook):
         self.judge.learn(loss, grad_norm, self.found.loss_limit, self.found.grad_norm_limit)
         self.counts.update(self.found.kinds)
         policy = self._policy(self.found)
-        self.skips = self.skips + 1 if policy == "skip" else 0
+        # A rollback without a checkpoint is a skip; with one, this hook ends.
+        self.skips = self.skips + 1 if policy in ("skip", "rollback") else 0
         if policy == "rollback":
             self._roll_back(info, self.found)
         elif policy == "stop":
@@ -183,7 +184,8 @@ class AnomalyHook(Hook):
         self.publish(info)
         target = checkpoint.find_last_good(self.run_dir / "checkpoints", warn=say)
         if target is None:
-            say("there is no checkpoint to go back to")
+            if self.skips == 1:
+                say("there is no checkpoint to go back to")
             self._go_on(info, found)
             return
         step, most = checkpoint.read_state(target).step, self.config.max_in_a_row
@@ -216,7 +218,7 @@ class AnomalyHook(Hook):
             "step": step,
             "rolled_back_from": rolled_back_from,
             "policy": self._policy(found),
-            **{name: _number(value) for name, value in asdict(found).items()},
+            **asdict(found),
             "samples_seen": seen,
             "samples": self.origins(positions),
         }
@@ -247,11 +249,6 @@ def pass_over(run_dir: Path, state: RunState) -> RunState:
     if seen > state.samples_seen:
         say(f"goes on behind {seen:,} samples: step {state.step} was rolled back to")
     return replace(state, samples_seen=seen)
-
-
-def _number(value: Any) -> Any:
-    """A number as JSON has it; an infinite limit is none."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_finite(row: dict[str, Any]) -> bool:

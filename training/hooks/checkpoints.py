@@ -125,7 +125,7 @@ class CheckpointHook(Hook):
     def _following(self, info: StepInfo) -> int:
         """The step of the next checkpoint."""
         step, every = info.state.step, self.settings.every_steps
-        return min(step - step % every + every, info.num_steps)
+        return min(step - step % every + every, info.num_steps) if every else info.num_steps
 
 
 def _warn(error: OSError, following: int) -> None:

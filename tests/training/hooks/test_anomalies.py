@@ -198,6 +198,14 @@ def test_without_a_checkpoint_a_rollback_is_a_skip(build, take, tmp_path, capsys
     assert rows(tmp_path)[0]["rolled_back_from"] == 0
 
 
+def test_so_many_rollbacks_without_a_checkpoint_end_the_run(build, take, capsys):
+    hook = build(nonfinite="rollback", max_in_a_row=3)
+    take(hook, [1.0, math.nan, 1.0, math.nan, math.nan])
+    with pytest.raises(ValueError, match=r"steps 4 to 6 were skipped.*max_in_a_row=3"):
+        take(hook, [math.nan], first=6)
+    assert capsys.readouterr().out.count("there is no checkpoint to go back to") == 2
+
+
 @pytest.mark.parametrize(
     ("odd", "counts"), [((9.0, 7.0), {"loss_spike": 2}), ((math.nan, math.inf), {"nonfinite": 2})]
 )

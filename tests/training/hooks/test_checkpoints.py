@@ -100,6 +100,16 @@ def disk(monkeypatch):
     return Disk
 
 
+def test_a_rollback_finds_a_checkpoint_at_the_end_alone(info_of, build, steps):
+    """What a rollback asks for: publish what is in the background, of which there is nothing."""
+    hook = build(every_steps=0, asynchronous=True)
+    hook.on_step(info_of(3))
+    hook.publish(info_of(3))
+    assert steps() == []
+    hook.on_step(info_of(10))
+    assert steps() == [10]
+
+
 def test_the_background_publishes_at_a_later_step(info_of, build, steps, disk, capsys):
     hook = build(every_steps=4, asynchronous=True)
     for step in range(1, 8):
