@@ -7,6 +7,7 @@ if __name__ == "__main__":  # Ctrl-C during the imports below, which take second
 
 import argparse
 import atexit
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ from training.memory import report
 from training.memory.doubts import describe_doubts
 from training.memory.explanation import explain
 from training.memory.forward_backward import predict_forward_backward
-from training.memory.machine import GIB, Machine
+from training.memory.machine import GIB, LARGEST_GIB, Machine
 from training.memory.prediction import predict
 from training.memory.search import Plan, search, smallest
 from training.memory.trace import trace_forward_backward
@@ -60,6 +61,8 @@ def plan(config: TrainingConfig, arguments: argparse.Namespace) -> None:
         raise ValueError("--out writes the winner of a search; add --search")
     if arguments.out and not Path(arguments.out).parent.is_dir():
         raise ValueError(f"--out {arguments.out}: no such folder")
+    if arguments.out and Path(arguments.out).is_dir():
+        raise ValueError(f"--out {arguments.out}: is a folder; name a file in it")
     if arguments.probe:
         _check_probe(arguments)
         return _probe(config)
@@ -191,18 +194,32 @@ def _machine(arguments: argparse.Namespace) -> Machine:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gpus", type=int, metavar="N", help="ranks (1)")
-    parser.add_argument("--gpu-memory-gib", type=float, metavar="M", help="of each, GiB (80)")
-    parser.add_argument("--gpus-per-node", type=int, metavar="N", help="joined by fast links (8)")
+    parser.add_argument("--gpus", type=_ranks, metavar="N", help="ranks (1)")
+    parser.add_argument("--gpu-memory-gib", type=_gib, metavar="M", help="of each, GiB (80)")
     parser.add_argument(
-        "--host-memory-gib", type=float, metavar="M", help="for each GPU, GiB (200)"
+        "--gpus-per-node", type=_ranks, metavar="N", help="joined by fast links (8)"
     )
+    parser.add_argument("--host-memory-gib", type=_gib, metavar="M", help="for each GPU, GiB (200)")
     parser.set_defaults(**MACHINE)
     levels = parser.add_mutually_exclusive_group()
     levels.add_argument("--trace", action="store_true", help="also by fake tensors, in seconds")
     levels.add_argument("--probe", action="store_true", help="three real steps on this device")
     levels.add_argument("--search", action="store_true", help="rank the plans that fit")
     parser.add_argument("--out", default="", metavar="FILE", help="the winner's YAML")
+
+
+def _ranks(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a whole number of at least 1")
+    return int(text)
+
+
+def _gib(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < LARGEST_GIB:
+            return float(text)
+    told = f"found {text}, expected a number of GiB above 0 and below {LARGEST_GIB}"
+    raise argparse.ArgumentTypeError(told)
 
 
 if __name__ == "__main__":

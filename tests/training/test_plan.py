@@ -176,8 +176,13 @@ def test_what_fits_nowhere_says_what_it_needs(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--gpus", "0"), "world_size is 0; it must be at least 1"),
-        (("--gpu-memory-gib", "-4"), "memory_gib is -4.0; it must be above 0"),
+        (("--gpus", "0"), "argument --gpus: found 0, expected a whole number of at least 1"),
+        (
+            ("--gpu-memory-gib", "-4"),
+            "--gpu-memory-gib: found -4, expected a number of GiB above 0",
+        ),
+        (("--host-memory-gib", "1e9"), "above 0 and below 10000"),
+        (("--search", "--out", "/tmp"), "--out /tmp: is a folder; name a file in it"),
         (("--gpus", "7"), "no multiple of batch.micro_batch_size"),
         (("--gpus", "7", "--search"), "cannot be shared by 7 ranks; use a multiple of 7"),
         (("--out", "x.yaml"), "add --search"),
@@ -209,7 +214,7 @@ def test_what_fits_nowhere_says_what_it_needs(monkeypatch, capsys):
             "--search and --trace know ranks with sequences and weights of their own",
         ),
         (("--trace", "--search"), "not allowed with"),
-        (("--gpus", "many"), "invalid int value"),
+        (("--gpus", "many"), "found many, expected a whole number"),
     ],
 )
 def test_nonsense_is_refused_in_a_line(monkeypatch, capsys, words, message):

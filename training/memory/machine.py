@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from training.memory.zero import Ranks
 
 GIB = 2**30
+LARGEST_GIB = 10_000
+"""Of a device or its share of a host: more is a number in other units."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class Machine:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("memory_gib", "host_memory_gib"):
-            if not 0 < getattr(self, name) < 10_000:
+            if not 0 < getattr(self, name) < LARGEST_GIB:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0, in GiB")
 
     @property
