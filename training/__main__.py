@@ -1,12 +1,16 @@
 """`python -m training CONFIG`: train, under `deepspeed --module`, under torchrun, or alone."""
 
-if __name__ == "__main__":  # Ctrl-C during the imports below, which take seconds
+import os
+
+if __name__ == "__main__":
     from configs import interrupts
 
-    interrupts.expect()
+    interrupts.expect()  # Ctrl-C during the imports below, which take seconds
+    # Torch, as it is imported: a warning of c10d that a rank is gone is pages of C++ frames, before
+    # the line that says which.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import atexit
-import os
 import sys
 import warnings
 

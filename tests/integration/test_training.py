@@ -174,6 +174,7 @@ def test_killed_told_to_stop_and_restarted(unbroken, tmp_path, dataset_dir):
     assert run.process.wait(timeout=240) == 0, run.log.read_text()
     log = run.log.read_text()
     assert "rank 1: ends, since rank 0 is gone: it was killed" in log
+    assert "frame #" not in log  # nothing of C++ in front of it
     assert log.count("resumed from ") == 3
     assert "Traceback" not in log
     assert_same_run(run, unbroken(2))
