@@ -40,15 +40,24 @@ class GradientGate:
 
     @contextmanager
     def asking(self, admits: Admits) -> Iterator[None]:
-        """Inside, the optimizer takes its step only if that is admitted."""
+        """Inside, the optimizer takes its step only if that is admitted.
+
+        The loss scale of fp16 changes behind the step. DeepSpeed 0.19.8 changes it first: where it
+        doubles, gradients are divided by twice what they were multiplied by.
+        """
         self._admits, self.refused = admits, None
+        scaler = getattr(self._optimizer, "loss_scaler", None)
+        overflows: list[bool] = []
+        if scaler is not None:
+            scaler.update_scale = overflows.append
         try:
             yield
         finally:
             self._admits = None
-            scaler = getattr(self._optimizer, "loss_scaler", None)
             if scaler is not None:
-                vars(scaler).pop("update_scale", None)
+                del scaler.update_scale
+                for overflow in overflows if self.refused is None else ():  # a refusal is none
+                    scaler.update_scale(overflow)
 
     def pass_norm(self, norm: torch.Tensor) -> torch.Tensor:
         """The norm as it came, or an infinite one if the step is refused."""
@@ -58,10 +67,6 @@ class GradientGate:
         if self._admits is None or not 0 <= value < LARGEST or self._admits(value / scale):
             return norm
         self.refused = value / scale
-        if (
-            scaler is not None
-        ):  # it is no overflow: the scale stays, and there is nothing to warn of
-            scaler.update_scale = lambda overflow: None
         return torch.full_like(norm, math.inf)
 
     def _pass_groups(self, norms: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -156,6 +156,11 @@ def least_scale(stage):
     return fp16_steps(stage, [float("inf")] * 6, initial_loss_scale_power=1)
 
 
+def growing_scale(stage):
+    """The scale doubles again and again."""
+    return fp16_steps(stage, [1.0] * 7, initial_loss_scale_power=1, loss_scale_window=2)
+
+
 def fp16_steps(stage, values, **settings):
     with_fp16(True)
     try:

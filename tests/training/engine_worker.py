@@ -16,6 +16,7 @@ from engine_line import (
     STAGES,
     accumulate,
     clip,
+    growing_scale,
     least_scale,
     moved_scale,
     overflow,
@@ -92,6 +93,7 @@ def cases(folder):
     found["save fp16 zero0"] = partial(save_and_load, folder, 0, "fp16")
     found["overflow zero0"] = partial(overflow, 0)
     found["least scale zero0"] = partial(least_scale, 0)
+    found["growing scale zero0"] = partial(growing_scale, 0)
     return found
 
 
@@ -111,6 +113,7 @@ def cases_of_two_ranks(stage):
     if stage:
         found[f"overflow zero{stage}"] = partial(overflow, stage)
         found[f"least scale zero{stage}"] = partial(least_scale, stage)
+        found[f"growing scale zero{stage}"] = partial(growing_scale, stage)
         found[f"refuse fp16 zero{stage}"] = partial(refuse, stage, "fp16")
     return found
 

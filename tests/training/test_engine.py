@@ -172,6 +172,15 @@ def test_an_overflow_at_the_least_scale_is_skipped_too(two_ranks, stage):
 
 
 @every_stage
+def test_a_step_in_which_the_scale_doubles_is_as_any_other(two_ranks, stage):
+    steps = two_ranks[f"growing scale zero{stage}"]
+    assert [step["moved"] for step in steps] == pytest.approx([1.0] * 7, rel=1e-3)
+    assert [step["norm"] for step in steps] == [1.0] * 7
+    scales = {0: [2.0, 4.0, 4.0, 8.0, 8.0, 16.0, 16.0]}
+    assert [step["scale"] for step in steps] == scales.get(stage, [2.0, 2.0, 4, 4, 8, 8, 16])
+
+
+@every_stage
 def test_the_loss_scale_goes_on_at_another_stage(two_ranks, stage):
     case = two_ranks[f"moved scale zero{stage}"]
     assert torch.equal(case["loaded"].half(), case["saved"].half())  # stage 0 keeps fp32

@@ -49,15 +49,24 @@ def take(scaler, overflows):
 
 
 @pytest.mark.parametrize("build", [of_torch, of_deepspeed])
-def test_a_scaler_goes_on_with_what_another_of_its_kind_has_written(build):
-    """It halves, then doubles, at the same steps."""
+@pytest.mark.parametrize("before", range(20))
+def test_a_scaler_goes_on_with_what_another_of_its_kind_has_written(build, before):
+    """It halves, then doubles, at the same steps, wherever it was saved."""
     scaler, other = build(), build()
-    take(scaler, [False, True, True, False, False, False])
+    take(scaler, [False, True, True, *[False] * before])
     set_loss_scale(other, read_loss_scale(scaler))
     following = [False] * 9 + [True] * 2
     scales = take(scaler, following)
     assert take(other, following) == scales
     assert len(set(scales)) > 1
+
+
+@pytest.mark.parametrize("before", [0, 7, 14])
+def test_a_scale_that_doubles_in_the_next_step_does_so_for_torch_too(before):
+    scaler, other = of_deepspeed(), of_torch()
+    take(scaler, [False] * before)
+    set_loss_scale(other, read_loss_scale(scaler))
+    assert (take(other, [False])[0] > scaler.cur_scale) == (before > 0)
 
 
 @pytest.mark.parametrize(("first", "second"), [(of_torch, of_deepspeed), (of_deepspeed, of_torch)])
