@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -113,12 +114,16 @@ def _predict(config: TrainingConfig, machine: Machine, console: Console) -> None
 
 
 def _trace(config: TrainingConfig) -> None:
-    """The formula's forward and backward with the kernels of the CPU, against fake tensors."""
+    """The formula's forward and backward with the kernels of the CPU, against fake tensors; both of
+    blocks and a loss that are not compiled.
+    """
+    config = replace(config, engine=replace(config.engine, compile="none"))
     formula = predict_forward_backward(config, device="cpu").num_bytes
     started = time.perf_counter()
     traced = trace_forward_backward(config)
     print(
-        f"Forward and backward of one micro batch without an engine, kernels of the CPU: formula "
+        "Forward and backward of one micro batch without engine and compiler, kernels of the CPU: "
+        f"formula "
         f"{formula / GIB:.3f} GiB, fake tensors {traced / GIB:.3f} GiB, "
         f"{formula / traced - 1:+.2%} "
         f"({time.perf_counter() - started:.1f} s)"
@@ -143,6 +148,13 @@ def _probe(config: TrainingConfig) -> None:
             f"{predicted.num_bytes / measured - 1:+.2%}; the predicted peak is in the "
             f"{predicted.moment}"
         )
+        if device == "cpu" and "cpu" in (
+            config.engine.offload_optimizer,
+            config.engine.offload_parameters,
+        ):
+            print(
+                "Here the host is the device: what is offloaded to it was counted, not predicted."
+            )
 
 
 def _search(config: TrainingConfig, machine: Machine, console: Console, out: str) -> None:
@@ -178,7 +190,7 @@ def _fits_nowhere(least: Plan, machine: Machine) -> str:
     return (
         f"{least.config.model.name} of {needed.num_parameters:,} parameters fits on "
         f"{machine.world_size} GPUs of {machine.memory_gib:g} GiB by no plan; the smallest needs "
-        f"{need:.1f} GiB a GPU and {needed.host_bytes / GIB:.0f} GiB of its host (of "
+        f"{need:.2f} GiB a GPU and {needed.host_bytes / GIB:.0f} GiB of its host (of "
         f"{machine.host_memory_gib:g}): ZeRO stage {engine.zero_stage}, activation checkpointing "
         f"{engine.activation_checkpointing}, micro batch {least.config.batch.micro_batch_size}"
     )

@@ -47,9 +47,10 @@ class MemoryHook(Hook):
             torch.cuda.reset_peak_memory_stats()
 
     def on_step(self, info: StepInfo) -> None:
-        """After the third step of this process, or the run's last before it."""
-        self.num_steps += 1
-        is_due = self.num_steps == MEASURED_STEPS
+        """After the third step of this process that was taken, or the run's last before it."""
+        taken = not info.result.skipped  # fp16 begins with steps that are not
+        self.num_steps += taken
+        is_due = taken and self.num_steps == MEASURED_STEPS
         if is_due or (info.is_last and self.num_steps < MEASURED_STEPS):
             measured = max(distributed.gather(_measured_bytes(self.device)))
             if distributed.is_rank_zero():

@@ -27,10 +27,18 @@ NUM_STEPS = 3
 
 
 def shorten(config: TrainingConfig) -> TrainingConfig:
-    """The config with two micro batches a step at most: more take time and no memory."""
+    """The config with two micro batches a step at most: more take time and no memory.
+
+    And with a loss scale of fp16 at which no step is skipped: without one there are no states of
+    the optimizer.
+    """
     of_pass = config.batch.micro_batch_size * _num_shares(config)
     global_batch_size = of_pass * min(_accumulation(config), 2)
-    return replace(config, batch=replace(config.batch, global_batch_size=global_batch_size))
+    return replace(
+        config,
+        batch=replace(config.batch, global_batch_size=global_batch_size),
+        engine=replace(config.engine, initial_loss_scale_power=0),
+    )
 
 
 def measure_peak(config: TrainingConfig) -> tuple[int, str]:

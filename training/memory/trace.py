@@ -49,7 +49,8 @@ def build_bare_task(config: TrainingConfig) -> Any:
     """The task without a dataset."""
     build, model = config.task.module.Task, config.model.config
     if config.task.module.KIND == "text":
-        return build(config.task.config, vocab_size=model.vocab_size, end_of_document=0)
+        # Of one token, that of `zero_batch`: sentinels stand behind a tokenizer's tokens.
+        return build(config.task.config, vocab_size=1, end_of_document=0)
     classes = tuple(str(number) for number in range(getattr(model, "num_classes", 0)))
     return build(config.task.config, config.augment, classes=classes, model=model)  # type: ignore[attr-defined]
 
