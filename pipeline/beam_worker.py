@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -38,6 +39,7 @@ def main() -> None:
     with suppress(ChildProcessError):  # their CPU seconds are those of the build
         while os.wait():
             pass
+    shutil.rmtree(Path(listener.getsockname()).parent, ignore_errors=True)
 
 
 def _work(caller: socket.socket) -> None:
