@@ -1,8 +1,9 @@
 """Worker processes of one machine take what is next when they are free: portions, then shards.
 
-Beam's local runner deals elements out before the first one is worked on: of 129 portions one of two
-workers got 65, and at the end of 8.6 GB of text the other one waited for it for 3 s. Engines deal
-by themselves, and run a bundle again whose worker is lost: its elements have to be its own there.
+Beam's local runner deals elements out before the first one is worked on: of 129 portions of 8.6 GB
+of text one of two workers got 65, of 1.2 s each, and beside other programs the other one waited for
+it for 3 s. Engines deal by themselves, and run a bundle again whose worker is lost: its elements
+have to be its own there.
 """
 
 import fcntl
