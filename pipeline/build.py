@@ -32,7 +32,7 @@ from pipeline.plan import partition_bits
 from pipeline.portions import place, read_record, spills_are_whole
 from pipeline.progress import ProgressDisplay
 from pipeline.publish import Building, already_published, publish
-from pipeline.runner import Engine, StageError, run_beam, uses_local_runner
+from pipeline.runner import Engine, StageError, nursery_of, run_beam, uses_local_runner
 from pipeline.shards import ShardSettings
 from pipeline.space import check_free_space, full_disk_advice
 from pipeline.split import marked_schema
@@ -64,13 +64,29 @@ def build(
     check_apart(destination, config.corpus.config.path)
     flags = complete_flags(flags, num_workers=config.num_workers)
     check_job_server(flags)
-    portions = plan_portions(config.corpus.module, config.corpus.config)
-    engine = Engine(
-        num_workers=config.num_workers
-        or sensible_workers(portions, config.corpus.config.work_factor),
-        flags=flags,
-        spills=uses_local_runner(flags) if spills is None else spills,
-    )
+    with nursery_of(config.num_workers or num_cores(), flags) as nursery:
+        portions = plan_portions(config.corpus.module, config.corpus.config)
+        num_workers = config.num_workers or sensible_workers(
+            portions, config.corpus.config.work_factor
+        )
+        engine = Engine(
+            num_workers=num_workers,
+            flags=flags,
+            spills=uses_local_runner(flags) if spills is None else spills,
+            nursery=nursery if num_workers > 1 else None,
+        )
+        _finish(config, portions, engine, destination, started)
+    return destination.name
+
+
+def _finish(
+    config: PipelineConfig,
+    portions: list[Portion],
+    engine: Engine,
+    destination: Destination,
+    started: float,
+) -> None:
+    """Build and publish, unless that very dataset is there."""
     request = request_fingerprint(config, portions)
     try:
         with DatasetLock(destination.folder):
@@ -83,7 +99,6 @@ def build(
                 publish(replace(building, request=request, started=started), destination)
     finally:
         destination.leave()
-    return destination.name
 
 
 def _build(
@@ -106,7 +121,12 @@ def _build(
 def sensible_workers(portions: Sequence[Portion], work_factor: int = 1) -> int:
     """One per core, but none that would have nothing to do or would cost more than it does."""
     busy = 1 + work_factor * sum(portion.bytes for portion in portions) // WORKER_BYTES
-    return max(1, min(len(os.sched_getaffinity(0)), len(portions), busy))
+    return max(1, min(num_cores(), len(portions), busy))
+
+
+def num_cores() -> int:
+    """Of this machine, those that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def _build_shards(

@@ -18,18 +18,22 @@ import apache_beam as beam
 from pipeline.corpus import CorpusFile, Portion
 from pipeline.machine import on_this_machine
 from pipeline.refused import RefusedError
-from pipeline.shuffle import Spread
+from pipeline.spread import Spread
+from pipeline.turns import OneForEachWorker, take_turns, workers_here
 from pipeline.work import WorkFolder, write_atomic
 
 
 @dataclass
 class ListPortions(beam.PTransform):  # type: ignore[misc]
-    """Nothing -> portions in another bundle each, in the order of the listing."""
+    """Nothing -> portions in the order of the listing, over the workers."""
 
     listing: str
     """Path of the listing."""
 
     def expand(self, start: beam.pvalue.PBegin) -> beam.PCollection:
+        if workers_here(start.pipeline) > 1:
+            turns = start | "TurnsOfPortions" >> OneForEachWorker(Path(self.listing).parent)
+            return turns | "TakePortions" >> beam.FlatMap(_in_turn, self.listing)
         return (
             start
             | "NameListing" >> beam.Create([self.listing])
@@ -72,6 +76,11 @@ def read_listing(path: str) -> Iterator[tuple[int, Portion]]:
 def read_fingerprint(path: str, portion: int) -> str:
     """That of a portion, by its index."""
     return _fingerprints(path)[portion]
+
+
+def _in_turn(turns: str, listing: str) -> Iterator[Portion]:
+    for _, portion in take_turns(read_listing(listing), turns):
+        yield portion
 
 
 @lru_cache(maxsize=2)

@@ -7,7 +7,6 @@
 import logging
 import os
 import re
-import shlex
 import signal
 import sys
 import threading
@@ -27,11 +26,11 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from configs.redact import redact
 from pipeline.engine_flags import read_flag
+from pipeline.nursery import Nursery
 from pipeline.own_wheel import staged
 from pipeline.refused import RefusedError
 from pipeline.stage_seconds import stage_seconds
 
-THREAD_VARIABLES = ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "POLARS_MAX_THREADS")
 GRACE_SECONDS = 10.0
 """Beam has so long to notice itself that a worker process died."""
 STOP_SECONDS = 3.0
@@ -62,6 +61,8 @@ class Engine:
     """Beam's own flags."""
     spills: bool
     """Payload through spill files instead of Beam's GroupByKey."""
+    nursery: Nursery | None = None
+    """Of more than one worker process on this machine."""
 
 
 class StageError(RuntimeError):
@@ -71,6 +72,17 @@ class StageError(RuntimeError):
 def uses_local_runner(flags: Sequence[str]) -> bool:
     """Whether the flags leave the build on this machine's own runner."""
     return read_flag(flags, "runner") in (None, LOCAL_RUNNER)
+
+
+@contextmanager
+def nursery_of(num_workers: int, flags: Sequence[str]) -> Iterator[Nursery | None]:
+    """Open while a build may have so many worker processes on this machine."""
+    nursery = Nursery() if num_workers > 1 and uses_local_runner(flags) else None
+    try:
+        yield nursery
+    finally:
+        if nursery is not None:
+            nursery.close()
 
 
 def run_beam(
@@ -92,12 +104,12 @@ def _run(
     options = PipelineOptions([f"--direct_num_workers={engine.num_workers}", *engine.flags])
     _export_path()
     _silence()
-    runner = None if read_flag(engine.flags, "runner") else _local_runner(engine.num_workers)
+    runner = None if read_flag(engine.flags, "runner") else _local_runner(engine.nursery)
     pipeline = beam.Pipeline(runner=runner, options=options)
     construct(pipeline)
     watch = _Watch(error_log)
     try:
-        with _one_thread_each(engine.num_workers), watch:
+        with watch:
             result = pipeline.run()
             with _cancelled_with_us(result):
                 result.wait_until_finish()
@@ -201,21 +213,6 @@ def _cancelled_with_us(result: PipelineResult) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def _one_thread_each(num_workers: int) -> Iterator[None]:
-    """Worker processes inherit: each has one core, so the libraries' own threads would fight."""
-    wanted = dict.fromkeys(THREAD_VARIABLES, "1") if num_workers > 1 else {}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
-
-
 def one_line(error: BaseException) -> str:
     """The innermost message of an error that came through Beam, with its stage."""
     if isinstance(error, grpc.RpcError):
@@ -246,13 +243,11 @@ def innermost(error: BaseException) -> tuple[str, str]:
     return name, " ".join(message.split())
 
 
-def _local_runner(num_workers: int) -> FnApiRunner:
-    """In this process for one worker, else in processes of our own command."""
-    if num_workers == 1:
+def _local_runner(nursery: Nursery | None) -> FnApiRunner:
+    """In this process for one worker, else in processes of our own."""
+    if nursery is None:
         return FnApiRunner()
-    # Ctrl-C reaches every process of a terminal; this one ends the workers
-    command = f"trap '' INT; exec {shlex.quote(sys.executable)} -m pipeline.beam_worker"
-    return FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
+    return FnApiRunner(SubprocessSDKEnvironment.from_command_string(nursery.command()))
 
 
 def _export_path() -> None:

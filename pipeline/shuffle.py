@@ -29,6 +29,8 @@ from pipeline.spills import (
     write_spill,
 )
 from pipeline.split import MARK, SPLITS, TRAIN, validation_mask
+from pipeline.spread import Spread
+from pipeline.turns import OneForEachWorker, take_turns, workers_here
 from pipeline.work import WorkFolder
 
 SPILL_BYTES = 256 * 2**20
@@ -61,20 +63,6 @@ class GroupByShard(beam.PTransform):  # type: ignore[misc]
         return group(batches, self)
 
 
-@dataclass
-class Spread(beam.PTransform):  # type: ignore[misc]
-    """Elements in another bundle each, in turn over the workers: an orderly Reshuffle."""
-
-    def expand(self, elements: beam.PCollection) -> beam.PCollection:
-        return (
-            elements
-            | "Number"
-            >> beam.Map(lambda element: (element[0], element[1])).with_output_types(tuple[int, Any])
-            | "Spread" >> beam.GroupByKey()
-            | "Unnumber" >> beam.FlatMap(lambda group: group[1])
-        )
-
-
 def plan_when_done(portions: beam.PCollection, stage: GroupByShard) -> beam.PCollection:
     """The plan as a singleton, made when the last portion is finished and documents compared."""
     if stage.compare is not None:
@@ -90,12 +78,21 @@ def _group_by_spills(batches: beam.PCollection, stage: GroupByShard) -> beam.PCo
     portions = batches | "SpillPortions" >> beam.ParDo(spill)
     plan = plan_when_done(portions, stage)
     folder = str(stage.work.spills)
+    if workers_here(batches.pipeline) > 1:
+        turns = batches.pipeline | "TurnsOfShards" >> OneForEachWorker(stage.work.root)
+        opened = beam.FlatMap(_spilled_in_turn, beam.pvalue.AsSingleton(plan), folder)
+        return turns | "TakeShards" >> opened
     return (
         plan
         | "ListShards" >> beam.FlatMap(lambda plan: list(enumerate(plan.shards)))
         | "SpreadShards" >> Spread()
         | "OpenSpills" >> beam.Map(_spilled, beam.pvalue.AsSingleton(plan), folder)
     )
+
+
+def _spilled_in_turn(turns: str, plan: ShardPlan, folder: str) -> Iterator[Grouped]:
+    for shard in take_turns(plan.shards, turns):
+        yield _spilled(shard, plan, folder)
 
 
 def _spilled(shard: PlannedShard, plan: ShardPlan, folder: str) -> Grouped:

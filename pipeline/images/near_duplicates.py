@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.exclude import read_table, write_table
 from pipeline.images.clusters import Config, HashPairs, find_clusters, summary
 from pipeline.images.similar import Hashes, band_values, bands, close_pairs
-from pipeline.shuffle import Spread
+from pipeline.spread import Spread
 from pipeline.work import WorkFolder, write_json
 
 GROUP_BITS = 7

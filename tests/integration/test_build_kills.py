@@ -131,11 +131,22 @@ def kill_two_processes(yaml_path, dataset_dir, seconds):
     deadline = time.monotonic() + seconds
     workers = []
     while time.monotonic() < deadline and driver.poll() is None:
-        workers = children(driver.pid)
+        workers = below(driver.pid)
         time.sleep(0.1)
     driver.kill()
     driver.wait()
     return workers
+
+
+def below(pid):
+    """All that a process started, and what those did."""
+    found = children(pid)
+    return [*found, *(one for child in found for one in below(child))]
+
+
+def workers_of(driver):
+    """Forked from the process that has imported; the commands that called for them are none."""
+    return [worker for child in children(driver.pid) for worker in children(child)]
 
 
 def children(pid):
@@ -167,7 +178,7 @@ def test_a_killed_worker_fails_the_build_in_one_line(yaml_path, undisturbed, dig
     command = [sys.executable, "-m", "pipeline", str(yaml_path)]
     command += [f"dataset_dir={tmp_path / 'd'}", "num_workers=2"]
     driver = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while driver.poll() is None and not (workers := children(driver.pid)):
+    while driver.poll() is None and not (workers := workers_of(driver)):
         time.sleep(0.1)
     os.kill(workers[0], signal.SIGKILL)
     _, errors = driver.communicate(timeout=90)

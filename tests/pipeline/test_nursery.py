@@ -1,0 +1,100 @@
+"""The process that workers are forked from."""
+
+import os
+import subprocess
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+
+from pipeline.nursery import THREAD_VARIABLES, Nursery
+from pipeline.runner import Engine, nursery_of, run_beam
+from pipeline.spread import Spread
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """The folder for temporary files, empty."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def note(pipeline, folder):
+    """Each worker writes of which process it is and what it may use; they wait for each other."""
+    _ = (
+        pipeline
+        | "Number" >> beam.Create([(0, "0"), (1, "1")])
+        | "SpreadNumbers" >> Spread()
+        | "Note" >> beam.Map(_note, folder)
+    )
+
+
+def _note(number, folder):
+    threads = [os.environ[name] for name in THREAD_VARIABLES]
+    (folder / number).write_text(f"{os.getpid()} {os.getppid()} {' '.join(threads)}")
+
+
+@pytest.mark.slow
+def test_workers_are_forked_from_one_process_in_each_pass(tmp_path):
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    pids = set()
+    with nursery_of(2, ()) as nursery:
+        for _ in range(2):
+            engine = Engine(2, (), spills=True, nursery=nursery)
+            run_beam(partial(note, folder=folder), engine, tmp_path / "log")
+            for path in folder.iterdir():
+                pid, parent, *threads = path.read_text().split()
+                assert int(parent) == nursery.process.pid
+                assert threads == ["1", "1", "1"]
+                pids.add(pid)
+    assert len(pids) == 4
+    assert nursery.process.returncode == 0
+    assert not nursery.path.parent.exists()
+
+
+@pytest.mark.parametrize(("workers", "flags"), [(1, ()), (4, ("--runner=FlinkRunner",))])
+def test_only_workers_of_this_machine_need_it(workers, flags):
+    with nursery_of(workers, flags) as nursery:
+        assert nursery is None
+
+
+def test_it_can_be_closed_before_it_has_imported(temporary):
+    nursery = Nursery()
+    started = time.monotonic()
+    nursery.close()
+    assert time.monotonic() - started < 1  # an import takes 2 s
+    assert nursery.process.returncode is not None
+    assert list(temporary.iterdir()) == []
+
+
+def test_it_ends_with_its_driver(temporary):
+    nursery = Nursery()
+    nursery.process.stdin.close()  # as the end of a process does
+    assert nursery.process.wait(30) == 0
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_caller_hears_of_the_end_of_a_worker(temporary):
+    """This one is told of no driver, and fails."""
+    nursery = Nursery()
+    told = dict.fromkeys(("CONTROL_API_SERVICE_DESCRIPTOR", "LOGGING_API_SERVICE_DESCRIPTOR"), "?")
+    told |= {"PIPELINE_OPTIONS": "{}", "WORKER_ID": "1"}
+    called = subprocess.run(nursery.command(), shell=True, env={**os.environ, **told}, timeout=30)
+    assert called.returncode == 1
+    nursery.close()
+    refused = subprocess.run(nursery.command(), shell=True, capture_output=True, timeout=30)
+    assert refused.returncode == 1
+
+
+def test_a_long_name_of_the_folder_for_temporary_files(monkeypatch, tmp_path):
+    longest = tmp_path / ("long" * 25)
+    longest.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(longest))
+    nursery = Nursery()
+    assert nursery.path.parent.parent == Path("/tmp")
+    nursery.close()
+    assert not nursery.path.parent.exists()
