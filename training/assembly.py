@@ -57,7 +57,7 @@ class Run:
 
 def open_run(config: TrainingConfig) -> Run:
     """Read the manifest and check what can be checked."""
-    for option in ("sequence_parallel_size", "tensor_parallel_size"):
+    for option in ("sequence_parallel_size", "tensor_parallel_size", "hpz_partition_size"):
         distributed.check_groups(getattr(config.engine, option), f"engine.{option}")
     accumulation = accumulation_steps(
         global_batch_size=config.batch.global_batch_size,

@@ -25,6 +25,18 @@ SAME = (
 )
 """Keys that decide what lies in a checkpoint's files, and its random numbers: a run keeps them."""
 
+TOLD = (
+    "num_steps",
+    "batch.global_batch_size",
+    "task",
+    "augment",
+    "optimizer",
+    "schedule",
+    "ema",
+    "engine.max_grad_norm",
+)
+"""Keys that a run may change on its way, and what it learns with them."""
+
 
 def resume(config: TrainingConfig, run_dir: Path, manifest: Manifest, engine: Engine) -> RunState:
     """The state of the last good checkpoint, loaded into the engine, or that of a new run.
@@ -61,6 +73,8 @@ def resume(config: TrainingConfig, run_dir: Path, manifest: Manifest, engine: En
     here = replace(state, world_size=distributed.world_size(), zero_stage=config.engine.zero_stage)
     moved = "" if here == state else f", from {state.where} to {here.where}"
     say(f"resumed from {found}: step {state.step}, {state.samples_seen:,} samples seen{moved}")
+    if changed := _describe_changes(config, found):
+        say(f"changed since that checkpoint: {changed}")
     if state.step >= config.num_steps:
         say(f"nothing to do: num_steps={config.num_steps} are done")
     return here
@@ -80,16 +94,29 @@ def _new(config: TrainingConfig, manifest: Manifest) -> RunState:
 def _check(state: RunState, config: TrainingConfig, manifest: Manifest, found: Path) -> None:
     """Refuse a config with which the run would be another one, naming each difference."""
     pairs = {"data order": (state.data_order, describe_order(config.data, manifest))}
-    before = configs.to_dict(configs.load(TrainingConfig, found / checkpoint.CONFIG))
-    now = configs.to_dict(config)
-    for key in SAME:
-        pairs |= _leaves(key, _look_up(before, key), _look_up(now, key))
-    for name, (then, here) in pairs.items():
+    for name, (then, here) in (pairs | _pairs(config, found, SAME)).items():
         if then != here:
             raise ValueError(
                 f"{found} was written with {name} {then}, this run has {here}; "
                 f"continue with {then}, or choose another run_dir"
             )
+
+
+def _describe_changes(config: TrainingConfig, found: Path) -> str:
+    pairs = _pairs(config, found, TOLD).items()
+    return ", ".join(f"{name} {then} -> {here}" for name, (then, here) in pairs if then != here)
+
+
+def _pairs(
+    config: TrainingConfig, found: Path, keys: tuple[str, ...]
+) -> dict[str, tuple[Any, Any]]:
+    """Of a checkpoint's config and of this one, by name."""
+    before = configs.to_dict(configs.load(TrainingConfig, found / checkpoint.CONFIG))
+    now = configs.to_dict(config)
+    pairs: dict[str, tuple[Any, Any]] = {}
+    for key in keys:
+        pairs |= _leaves(key, _look_up(before, key), _look_up(now, key))
+    return pairs
 
 
 def _leaves(key: str, then: Any, here: Any) -> dict[str, tuple[Any, Any]]:

@@ -190,7 +190,7 @@ def info_of(state_of):
     from training.trainer import StepInfo
 
     def build(step, result=None, *, num_steps=10, **changes):
-        result = result or SimpleNamespace(wants_stop=False)
+        result = result or SimpleNamespace(wants_stop=False, skipped=False)
         return StepInfo(state_of(step, **changes), num_steps, 0.1, result, 1.0, 0.0)
 
     return build

@@ -112,7 +112,21 @@ def test_a_finished_run_does_nothing(train, copy):
         f"resumed from {copy}/checkpoints/step-00000006: step 6, 24 samples seen"
         in answer["stdout"]
     )
+    assert "changed since" not in answer["stdout"]
     assert rows(copy) == before
+
+
+def test_what_a_run_changes_on_its_way_is_told(train, copy):
+    answer = train(
+        f"run_dir={copy}", "num_steps=7", "optimizer.weight_decay=0.25", "anomalies.sigmas=7"
+    )
+    assert answer["code"] == 0, answer
+    (told,) = [line for line in answer["stdout"].splitlines() if line.startswith("changed since ")]
+    told = told.removeprefix("changed since that checkpoint: ").split(", ")
+    assert told[0] == "num_steps 6 -> 7"
+    assert told[1].startswith("optimizer.weight_decay ")
+    assert told[1].endswith(" -> 0.25")
+    assert len(told) == 2
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing summary"])

@@ -1,6 +1,7 @@
 """`python -m training.plan`: the verb and its search."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -89,7 +90,7 @@ def test_a_plan_that_fits_tightly_says_so(monkeypatch, capsys):
     ("words", "told"),
     [
         (("--gpus", 8), "leave --gpus away"),
-        (("--gpu-memory-gib", -5), "leave --gpu-memory-gib away"),
+        (("--gpu-memory-gib", 5), "leave --gpu-memory-gib away"),
         (("--out", "x.yaml"), "--out writes the winner of a search; add --search"),
     ],
 )
@@ -97,6 +98,38 @@ def test_a_probe_of_what_is_not_here(monkeypatch, capsys, words, told):
     code, out, err = run(monkeypatch, capsys, GPT, "--probe", *words)
     assert (code, out) == (2, "")
     assert told in err
+
+
+@pytest.mark.slow  # the imports of deepspeed
+@pytest.mark.parametrize(
+    ("stem", "overrides"),
+    [
+        ("t5_tiny_shakespeare", ()),  # its sentinels stand behind the tokenizer's tokens
+        (
+            "tiny_shakespeare",
+            ("engine.precision=fp16", "engine.zero_stage=1"),
+        ),  # no step is skipped
+    ],
+)
+def test_a_probe_measures_what_is_predicted(stem, overrides):
+    words = ["-m", "training.plan", ROOT / f"configs/training/{stem}.yaml", "--probe", *overrides]
+    env = {**os.environ, "DS_ACCELERATOR": "cpu"}
+    answer = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    error = float(re.search(r"predicted [0-9.]+ GiB, ([-+0-9.]+)%", answer.stdout)[1])
+    assert abs(error) < 1
+
+
+def test_a_trace_is_of_what_is_not_compiled(monkeypatch, capsys):
+    """As the formula beside it; the config compiles blocks and loss."""
+    assert load().engine.compile == "blocks"
+    words = (GPT, "--trace", "batch.micro_batch_size=2")
+    code, out, _ = run(monkeypatch, capsys, *words)
+    assert code == 0
+    error = float(re.search(r"fake tensors [0-9.]+ GiB, ([-+0-9.]+)%", out)[1])
+    assert abs(error) < 1
 
 
 def test_a_folder_that_is_missing_is_told_before_the_search(monkeypatch, capsys):

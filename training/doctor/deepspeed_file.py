@@ -26,6 +26,14 @@ REMOVED = {
 }
 """Top-level keys that 0.19.7 and later refuse, and what is there instead."""
 REMOVED_ZERO = ("mics_shard_size", "mics_hierarchical_params_gather", "zeropp_loco_param")
+SECTIONS = ("zero_optimization", "bf16", "fp16", "optimizer", "data_types")
+NUMBERS = (
+    "reduce_bucket_size",
+    "allgather_bucket_size",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+)
+"""Of `zero_optimization`."""
 SMALL_MODEL = 1_000_000_000
 """Parameters below which DeepSpeed's default buckets and live parameters waste memory."""
 
@@ -40,8 +48,64 @@ def check_deepspeed_file(path: Path) -> Iterator[Finding]:
         config = dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: no JSON object: {error}") from None
-    findings = [each for rule in RULES for each in rule(config)]
+    findings = [*_refused(config), *_deprecated(config)]
+    config = _comparable(config)
+    for key in NUMBERS:
+        if not isinstance(_zero(config).get(key, 0), int | float):
+            del _zero(config)[key]
+    findings += [each for rule in RULES for each in rule(config)]
     yield from findings or [Finding("ok", str(path), "nothing removed, nothing dangerous")]
+
+
+def _refused(config: dict[str, Any]) -> Iterator[Finding]:
+    """Sections that are none, values that Hugging Face's Trainer fills in, and what DeepSpeed's own
+    model of `zero_optimization` does not take.
+    """
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # noqa: PLC0415  (takes seconds)
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    for name in SECTIONS:
+        if not isinstance(config.get(name, {}), dict):
+            yield Finding("fault", name, f"found {config[name]}, expected an object")
+    for key in _auto_keys(config):
+        yield Finding("note", key, "auto: Hugging Face's Trainer fills it in, nothing else does")
+    zero = _comparable(config).get("zero_optimization", {})
+    try:
+        DeepSpeedZeroConfig.model_validate({k: v for k, v in zero.items() if k not in REMOVED_ZERO})
+    except ValidationError as error:
+        for each in error.errors():
+            key = ".".join(["zero_optimization", *map(str, each["loc"])])
+            yield Finding("fault", key, f"DeepSpeed refuses it: {each['msg']}")
+
+
+def _deprecated(config: dict[str, Any]) -> Iterator[Finding]:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # noqa: PLC0415
+
+    for name, field in DeepSpeedZeroConfig.model_fields.items():
+        extra: Any = field.json_schema_extra or {}
+        if name in _comparable(config).get("zero_optimization", {}) and extra.get("deprecated"):
+            instead = extra.get("new_param", "")
+            told = f"; {instead} is there instead" if instead else ""
+            yield Finding("note", f"zero_optimization.{name}", f"deprecated{told}")
+
+
+def _comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """Without sections that are none, and without what is `auto`."""
+    return {
+        name: {key: value for key, value in content.items() if value != "auto"}
+        if isinstance(content, dict)
+        else content
+        for name, content in config.items()
+        if content != "auto" and (name not in SECTIONS or isinstance(content, dict))
+    }
+
+
+def _auto_keys(config: dict[str, Any], where: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        if value == "auto":
+            yield f"{where}{key}"
+        elif isinstance(value, dict):
+            yield from _auto_keys(value, f"{where}{key}.")
 
 
 def _removed(config: dict[str, Any]) -> Iterator[Finding]:

@@ -99,3 +99,40 @@ def test_a_file_that_is_no_config(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ValueError, match="ds_config.json: no JSON object"):
         list(check_deepspeed_file(path))
+
+
+ZERO = GOOD["zero_optimization"]
+
+
+@pytest.mark.slow  # DeepSpeed's own model of the section
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            {"zero_optimization": ZERO | {"reduce_bucket_size": "auto"}},
+            [
+                ("note", "zero_optimization.reduce_bucket_size"),
+                ("note", "zero_optimization.reduce_bucket_size"),  # without a Trainer it is 5e8
+            ],
+        ),
+        ({"optimizer": {"params": {"lr": "auto"}}}, [("note", "optimizer.params.lr")]),
+        ({"bf16": True}, [("fault", "bf16")]),
+        (
+            {"zero_optimization": ZERO | {"reduce_bucket_size": "many"}},
+            [
+                ("fault", "zero_optimization.reduce_bucket_size"),
+                ("note", "zero_optimization.reduce_bucket_size"),
+            ],
+        ),
+        (
+            {"zero_optimization": ZERO | {"stage3_param_persistance_threshold": 1}},
+            [("fault", "zero_optimization.stage3_param_persistance_threshold")],
+        ),
+        (
+            {"zero_optimization": ZERO | {"cpu_offload": True}},
+            [("note", "zero_optimization.cpu_offload")],
+        ),
+    ],
+)
+def test_what_deepspeed_itself_refuses(tmp_path, change, expected):
+    assert check(tmp_path, GOOD | change) == expected

@@ -39,3 +39,13 @@ def test_row_scalars_and_line(
     assert "predicted 3.00 GiB in the backward of loss" in line
     assert ("measured 4.00 GiB (-25.0% predicted)" in line) == (device == "cuda")
     assert ("of the whole process is known, 4.00 GiB" in line) == (device == "cpu")
+
+
+def test_steps_that_were_skipped_do_not_count(tmp_path, info_of, monkeypatch):
+    """Those of fp16 on its way to a scale make no states of the optimizer."""
+    monkeypatch.setattr(memory, "_measured_bytes", lambda device: 4 * GIB)
+    hook = MemoryHook(tmp_path, None, SimpleNamespace(peak=PEAK), device=torch.device("cpu"))
+    for step in range(1, 9):
+        skipped = step in (1, 2, 4)
+        hook.on_step(info_of(step, SimpleNamespace(wants_stop=False, skipped=skipped)))
+    assert [row["step"] for row in hook.log.rows()] == [6]
