@@ -203,7 +203,7 @@ def test_what_fits_nowhere_says_what_it_needs(monkeypatch, capsys):
     assert "fits on 1 GPUs of 1 GiB by no plan; the smallest needs" in err
     least = smallest(load("batch.global_batch_size=8"), Machine(memory_gib=1))
     assert least.config.batch.micro_batch_size == 1
-    assert f"{least.prediction.peak.num_bytes / 0.96 / GIB + 0.5:.1f} GiB a GPU" in err
+    assert f"{least.prediction.peak.num_bytes / 0.96 / GIB + 0.5:.2f} GiB a GPU" in err
 
 
 @pytest.mark.parametrize(
