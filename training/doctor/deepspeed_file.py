@@ -61,7 +61,6 @@ def _refused(config: dict[str, Any]) -> Iterator[Finding]:
     """Sections that are none, values that Hugging Face's Trainer fills in, and what DeepSpeed's own
     model of `zero_optimization` does not take.
     """
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # noqa: PLC0415  (takes seconds)
     from pydantic import ValidationError  # noqa: PLC0415
 
     for name in SECTIONS:
@@ -71,17 +70,21 @@ def _refused(config: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("note", key, "auto: Hugging Face's Trainer fills it in, nothing else does")
     zero = _comparable(config).get("zero_optimization", {})
     try:
-        DeepSpeedZeroConfig.model_validate({k: v for k, v in zero.items() if k not in REMOVED_ZERO})
+        _zero_model().model_validate({k: v for k, v in zero.items() if k not in REMOVED_ZERO})
     except ValidationError as error:
         for each in error.errors():
             key = ".".join(["zero_optimization", *map(str, each["loc"])])
             yield Finding("fault", key, f"DeepSpeed refuses it: {each['msg']}")
 
 
-def _deprecated(config: dict[str, Any]) -> Iterator[Finding]:
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # noqa: PLC0415
+def _zero_model() -> Any:
+    from training import engine  # noqa: PLC0415  (which imports deepspeed, for seconds)
 
-    for name, field in DeepSpeedZeroConfig.model_fields.items():
+    return engine.deepspeed.runtime.zero.config.DeepSpeedZeroConfig  # type: ignore[attr-defined]
+
+
+def _deprecated(config: dict[str, Any]) -> Iterator[Finding]:
+    for name, field in _zero_model().model_fields.items():
         extra: Any = field.json_schema_extra or {}
         if name in _comparable(config).get("zero_optimization", {}) and extra.get("deprecated"):
             instead = extra.get("new_param", "")
