@@ -45,7 +45,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Batch = dict[str, Tensor]
 
 
-class Contestant:
+class Candidate:
     """A recipe with its model, optimizer and the images of an epoch on the device."""
 
     def __init__(self, name: str, config: Any, epochs: int, authors: Path | None) -> None:
@@ -134,13 +134,13 @@ class Contestant:
         return torch.tensor(rates, device=DEVICE)
 
 
-class Kitchen:
+class EpochImages:
     """Makes the images of the next epoch while the steps of this one run."""
 
-    def __init__(self, contestants: list[Contestant]) -> None:
-        self.contestants = contestants
+    def __init__(self, candidates: list[Candidate]) -> None:
+        self.candidates = candidates
         self._splits: dict[tuple[Recipe, int], Any] = {}
-        for one in contestants:
+        for one in candidates:
             key = self._key(one)
             if key not in self._splits:
                 config = one.config
@@ -149,19 +149,20 @@ class Kitchen:
         self._pool = ThreadPoolExecutor(1)
         self._next = self._order(0)
 
-    def serve(self, epoch: int, *, last: bool) -> None:
+    def load(self, epoch: int, *, last: bool) -> None:
         """Give each its images of this epoch, and begin with the next one's."""
         images = self._next.result()
         if not last:
             self._next = self._order(epoch + 1)
-        for one in self.contestants:
+        for one in self.candidates:
             one.take_epoch(images[self._key(one)])
 
     def close(self) -> None:
+        self._pool.shutdown()
         for split in self._splits.values():
             split.close()
 
-    def _key(self, one: Contestant) -> tuple[Recipe, int]:
+    def _key(self, one: Candidate) -> tuple[Recipe, int]:
         return one.config.augment.recipe(one.task.image_size), one.config.seed
 
     def _order(self, epoch: int) -> Future[dict[tuple[Recipe, int], Any]]:
@@ -176,54 +177,54 @@ class Kitchen:
 
 def main() -> None:
     arguments = _arguments()
-    contestants = [
-        Contestant(name, load(TrainingConfig, arguments.config, words), arguments.epochs, authors)
+    candidates = [
+        Candidate(name, load(TrainingConfig, arguments.config, words), arguments.epochs, authors)
         for name, words, authors in _recipes(arguments)
     ]
-    validation = _validation(contestants[0])
-    kitchen = Kitchen(contestants)
-    kitchen.serve(0, last=arguments.epochs == 1)
-    race = Race(contestants)
-    step = race.record() if DEVICE.type == "cuda" else race.step
+    validation = _validation(candidates[0])
+    images = EpochImages(candidates)
+    images.load(0, last=arguments.epochs == 1)
+    steps = JointSteps(candidates)
+    step = steps.record() if DEVICE.type == "cuda" else steps.step
     told = sorted({round(arguments.epochs * n / 12) for n in range(1, 13)} - {0})
     began = time.monotonic()
     for epoch in range(arguments.epochs):
         if epoch:
-            kitchen.serve(epoch, last=epoch + 1 == arguments.epochs)
-        for _ in range(contestants[0].steps_per_epoch):
+            images.load(epoch, last=epoch + 1 == arguments.epochs)
+        for _ in range(candidates[0].steps_per_epoch):
             step()
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
         if epoch + 1 in told:
-            for one in contestants:
+            for one in candidates:
                 one.evaluate(validation)
             left = (time.monotonic() - began) / (epoch + 1) * (arguments.epochs - epoch - 1)
-            tops = ", ".join(f"{one.name} {one.found[-1][0]:.2f}" for one in contestants)
+            tops = ", ".join(f"{one.name} {one.found[-1][0]:.2f}" for one in candidates)
             sys.stderr.write(f"epoch {epoch + 1}: {tops}; {left:.0f} s left\n")
-            _write(arguments.out, contestants, told)
-    kitchen.close()
-    print(_table(contestants, told))
+            _write(arguments.out, candidates, told)
+    images.close()
+    print(_table(candidates, told))
 
 
-class Race:
-    """Steps of all contestants, each of the epoch's next images."""
+class JointSteps:
+    """Steps of all candidates, each of the epoch's next images."""
 
-    def __init__(self, contestants: list[Contestant]) -> None:
-        self.contestants = contestants
+    def __init__(self, candidates: list[Candidate]) -> None:
+        self.candidates = candidates
         self._of_epoch, self._of_all = torch.zeros(2, dtype=torch.long, device=DEVICE).unbind()
 
     def step(self) -> None:
         """One of each."""
-        for one in self.contestants:
+        for one in self.candidates:
             one.step(self._of_epoch, self._of_all)
         self._advance()
 
     def record(self) -> Callable[[], None]:
         """One step of each as one CUDA graph, of which each has a branch of its own."""
-        rates = [one.rates.clone() for one in self.contestants]
-        for one in self.contestants:
+        rates = [one.rates.clone() for one in self.candidates]
+        for one in self.candidates:
             one.rates.zero_()
-        streams: list[Any] = [torch.cuda.Stream() for _ in self.contestants]  # type: ignore[no-untyped-call]
+        streams: list[Any] = [torch.cuda.Stream() for _ in self.candidates]  # type: ignore[no-untyped-call]
         with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
             for _ in range(3):
                 self._branch(streams)  # compiles, and lets the optimizers allocate
@@ -232,7 +233,7 @@ class Race:
         with torch.cuda.graph(graph):
             self._branch(streams)
         self._time(graph.replay)
-        for one, own in zip(self.contestants, rates, strict=True):
+        for one, own in zip(self.candidates, rates, strict=True):
             one.rates.copy_(own)
             one.forget_steps()
         self._of_epoch.zero_()
@@ -241,7 +242,7 @@ class Race:
 
     def _branch(self, streams: list[Any]) -> None:
         trunk = torch.cuda.current_stream()
-        for one, stream in zip(self.contestants, streams, strict=True):
+        for one, stream in zip(self.candidates, streams, strict=True):
             stream.wait_stream(trunk)
             with torch.cuda.stream(stream):
                 one.step(self._of_epoch, self._of_all)
@@ -250,7 +251,7 @@ class Race:
         self._advance()
 
     def _advance(self) -> None:
-        self._of_epoch.add_(1).remainder_(self.contestants[0].steps_per_epoch)
+        self._of_epoch.add_(1).remainder_(self.candidates[0].steps_per_epoch)
         self._of_all.add_(1)
 
     def _time(self, step: Callable[[], None]) -> None:
@@ -259,10 +260,10 @@ class Race:
             step()
         torch.cuda.synchronize()
         milliseconds = (time.monotonic() - began) / TIMED_STEPS * 1e3
-        sys.stderr.write(f"{milliseconds:.2f} ms a step of all {len(self.contestants)}\n")
+        sys.stderr.write(f"{milliseconds:.2f} ms a step of all {len(self.candidates)}\n")
 
 
-def _validation(one: Contestant) -> list[Batch]:
+def _validation(one: Candidate) -> list[Batch]:
     manifest = load_manifest(one.config.data.dataset_dir)
     split: Any = kind_of(one.config).open_split(one.config, manifest, split="validation")
     batches = EvaluationBatches(
@@ -292,22 +293,22 @@ def _recipes(arguments: argparse.Namespace) -> list[tuple[str, list[str], Path |
     return recipes
 
 
-def _table(contestants: list[Contestant], told: list[int]) -> str:
-    told = told[: len(contestants[0].found)]
+def _table(candidates: list[Candidate], told: list[int]) -> str:
+    told = told[: len(candidates[0].found)]
     lines = [
         f"| top-1, % at epoch | {' | '.join(map(str, told))} | training loss |",
         f"|---|{'--:|' * (len(told) + 1)}",
     ]
-    for one in contestants:
+    for one in candidates:
         tops = " | ".join(f"{top:.2f}" for top, _ in one.found)
         lines.append(f"| {one.name} | {tops} | {float(one.loss):.3f} |")
     return "\n".join(lines)
 
 
-def _write(path: str, contestants: list[Contestant], told: list[int]) -> None:
+def _write(path: str, candidates: list[Candidate], told: list[int]) -> None:
     if path:
-        rows = {one.name: one.found for one in contestants}
-        Path(path).write_text(f"{_table(contestants, told)}\n\n{json.dumps(rows)}\n")
+        rows = {one.name: one.found for one in candidates}
+        Path(path).write_text(f"{_table(candidates, told)}\n\n{json.dumps(rows)}\n")
 
 
 def _arguments() -> argparse.Namespace:

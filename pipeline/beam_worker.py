@@ -1,8 +1,8 @@
 """The process that Beam's worker processes of this machine are forked from: it has all imported.
 
 Workers are quiet, and gone when the build is gone: a killed build must not leave any behind that
-write while the next build reads. `pipeline/nursery.py` starts this one; standard input is a pipe
-that ends when the driver does.
+write while the next build reads. `pipeline/fork_server.py` starts this one; standard input is a
+pipe that ends when the driver does.
 """
 
 import gc

@@ -32,7 +32,7 @@ from pipeline.plan import partition_bits
 from pipeline.portions import place, read_record, spills_are_whole
 from pipeline.progress import ProgressDisplay
 from pipeline.publish import Building, already_published, publish
-from pipeline.runner import Engine, StageError, nursery_of, run_beam, uses_local_runner
+from pipeline.runner import Engine, StageError, fork_server_of, run_beam, uses_local_runner
 from pipeline.shards import ShardSettings
 from pipeline.space import check_free_space, full_disk_advice
 from pipeline.split import marked_schema
@@ -64,16 +64,18 @@ def build(
     check_apart(destination, config.corpus.config.path)
     flags = complete_flags(flags, num_workers=config.num_workers)
     check_job_server(flags)
-    with nursery_of(config.num_workers or num_cores(), flags) as nursery:
+    with fork_server_of(config.num_workers or num_cores(), flags) as fork_server:
         portions = plan_portions(config.corpus.module, config.corpus.config)
         num_workers = config.num_workers or sensible_workers(
             portions, config.corpus.config.work_factor
         )
+        if fork_server and num_workers == 1:
+            fork_server.close()  # nobody waits for its imports
         engine = Engine(
             num_workers=num_workers,
             flags=flags,
             spills=uses_local_runner(flags) if spills is None else spills,
-            nursery=nursery if num_workers > 1 else None,
+            fork_server=fork_server if num_workers > 1 else None,
         )
         _finish(config, portions, engine, destination, started)
     return destination.name

@@ -26,7 +26,7 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from configs.redact import redact
 from pipeline.engine_flags import read_flag
-from pipeline.nursery import Nursery
+from pipeline.fork_server import ForkServer
 from pipeline.own_wheel import staged
 from pipeline.refused import RefusedError
 from pipeline.stage_seconds import stage_seconds
@@ -61,7 +61,7 @@ class Engine:
     """Beam's own flags."""
     spills: bool
     """Payload through spill files instead of Beam's GroupByKey."""
-    nursery: Nursery | None = None
+    fork_server: ForkServer | None = None
     """Of more than one worker process on this machine."""
 
 
@@ -75,14 +75,14 @@ def uses_local_runner(flags: Sequence[str]) -> bool:
 
 
 @contextmanager
-def nursery_of(num_workers: int, flags: Sequence[str]) -> Iterator[Nursery | None]:
+def fork_server_of(num_workers: int, flags: Sequence[str]) -> Iterator[ForkServer | None]:
     """Open while a build may have so many worker processes on this machine."""
-    nursery = Nursery() if num_workers > 1 and uses_local_runner(flags) else None
+    fork_server = ForkServer() if num_workers > 1 and uses_local_runner(flags) else None
     try:
-        yield nursery
+        yield fork_server
     finally:
-        if nursery is not None:
-            nursery.close()
+        if fork_server is not None:
+            fork_server.close()
 
 
 def run_beam(
@@ -104,7 +104,7 @@ def _run(
     options = PipelineOptions([f"--direct_num_workers={engine.num_workers}", *engine.flags])
     _export_path()
     _silence()
-    runner = None if read_flag(engine.flags, "runner") else _local_runner(engine.nursery)
+    runner = None if read_flag(engine.flags, "runner") else _local_runner(engine.fork_server)
     pipeline = beam.Pipeline(runner=runner, options=options)
     construct(pipeline)
     watch = _Watch(error_log)
@@ -243,11 +243,11 @@ def innermost(error: BaseException) -> tuple[str, str]:
     return name, " ".join(message.split())
 
 
-def _local_runner(nursery: Nursery | None) -> FnApiRunner:
+def _local_runner(fork_server: ForkServer | None) -> FnApiRunner:
     """In this process for one worker, else in processes of our own."""
-    if nursery is None:
+    if fork_server is None:
         return FnApiRunner()
-    return FnApiRunner(SubprocessSDKEnvironment.from_command_string(nursery.command()))
+    return FnApiRunner(SubprocessSDKEnvironment.from_command_string(fork_server.command()))
 
 
 def _export_path() -> None:

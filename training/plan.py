@@ -123,8 +123,7 @@ def _trace(config: TrainingConfig) -> None:
     traced = trace_forward_backward(config)
     print(
         "Forward and backward of one micro batch without engine and compiler, kernels of the CPU: "
-        f"formula "
-        f"{formula / GIB:.3f} GiB, fake tensors {traced / GIB:.3f} GiB, "
+        f"formula {formula / GIB:.3f} GiB, fake tensors {traced / GIB:.3f} GiB, "
         f"{formula / traced - 1:+.2%} "
         f"({time.perf_counter() - started:.1f} s)"
     )

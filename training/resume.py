@@ -35,7 +35,7 @@ TOLD = (
     "ema",
     "engine.max_grad_norm",
 )
-"""Keys that a run may change on its way, and what it learns with them."""
+"""Keys that a run may change on its way; what it learns changes with them, so each is told."""
 
 
 def resume(config: TrainingConfig, run_dir: Path, manifest: Manifest, engine: Engine) -> RunState:

@@ -48,8 +48,9 @@ def check_deepspeed_file(path: Path) -> Iterator[Finding]:
         config = dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: no JSON object: {error}") from None
-    findings = [*_refused(config), *_deprecated(config)]
+    findings = list(_malformed(config))
     config = _comparable(config)
+    findings += [*_refused(config), *_deprecated(config)]
     for key in NUMBERS:
         if not isinstance(_zero(config).get(key, 0), int | float):
             del _zero(config)[key]
@@ -57,39 +58,21 @@ def check_deepspeed_file(path: Path) -> Iterator[Finding]:
     yield from findings or [Finding("ok", str(path), "nothing removed, nothing dangerous")]
 
 
-def _refused(config: dict[str, Any]) -> Iterator[Finding]:
-    """Sections that are none, values that Hugging Face's Trainer fills in, and what DeepSpeed's own
-    model of `zero_optimization` does not take.
-    """
-    from pydantic import ValidationError  # noqa: PLC0415
-
+def _malformed(config: dict[str, Any]) -> Iterator[Finding]:
+    """Sections that are none, and values that Hugging Face's Trainer fills in."""
     for name in SECTIONS:
         if not isinstance(config.get(name, {}), dict):
             yield Finding("fault", name, f"found {config[name]}, expected an object")
     for key in _auto_keys(config):
         yield Finding("note", key, "auto: Hugging Face's Trainer fills it in, nothing else does")
-    zero = _comparable(config).get("zero_optimization", {})
-    try:
-        _zero_model().model_validate({k: v for k, v in zero.items() if k not in REMOVED_ZERO})
-    except ValidationError as error:
-        for each in error.errors():
-            key = ".".join(["zero_optimization", *map(str, each["loc"])])
-            yield Finding("fault", key, f"DeepSpeed refuses it: {each['msg']}")
 
 
-def _zero_model() -> Any:
-    from training import engine  # noqa: PLC0415  (which imports deepspeed, for seconds)
-
-    return engine.deepspeed.runtime.zero.config.DeepSpeedZeroConfig  # type: ignore[attr-defined]
-
-
-def _deprecated(config: dict[str, Any]) -> Iterator[Finding]:
-    for name, field in _zero_model().model_fields.items():
-        extra: Any = field.json_schema_extra or {}
-        if name in _comparable(config).get("zero_optimization", {}) and extra.get("deprecated"):
-            instead = extra.get("new_param", "")
-            told = f"; {instead} is there instead" if instead else ""
-            yield Finding("note", f"zero_optimization.{name}", f"deprecated{told}")
+def _auto_keys(config: dict[str, Any], where: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        if value == "auto":
+            yield f"{where}{key}"
+        elif isinstance(value, dict):
+            yield from _auto_keys(value, f"{where}{key}.")
 
 
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:
@@ -103,12 +86,32 @@ def _comparable(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _auto_keys(config: dict[str, Any], where: str = "") -> Iterator[str]:
-    for key, value in config.items():
-        if value == "auto":
-            yield f"{where}{key}"
-        elif isinstance(value, dict):
-            yield from _auto_keys(value, f"{where}{key}.")
+def _refused(config: dict[str, Any]) -> Iterator[Finding]:
+    """What DeepSpeed's own model of `zero_optimization` does not take."""
+    from pydantic import ValidationError  # noqa: PLC0415  (with deepspeed)
+
+    known = {key: value for key, value in _zero(config).items() if key not in REMOVED_ZERO}
+    try:
+        _zero_model().model_validate(known)
+    except ValidationError as error:
+        for each in error.errors():
+            key = ".".join(["zero_optimization", *map(str, each["loc"])])
+            yield Finding("fault", key, f"DeepSpeed refuses it: {each['msg']}")
+
+
+def _deprecated(config: dict[str, Any]) -> Iterator[Finding]:
+    for name, field in _zero_model().model_fields.items():
+        extra: Any = field.json_schema_extra or {}
+        if name in _zero(config) and extra.get("deprecated"):
+            instead = extra.get("new_param", "")
+            told = f"; {instead} is there instead" if instead else ""
+            yield Finding("note", f"zero_optimization.{name}", f"deprecated{told}")
+
+
+def _zero_model() -> Any:
+    from training import engine  # noqa: PLC0415  (which imports deepspeed, for seconds)
+
+    return engine.deepspeed.runtime.zero.config.DeepSpeedZeroConfig  # type: ignore[attr-defined]
 
 
 def _removed(config: dict[str, Any]) -> Iterator[Finding]:

@@ -22,7 +22,7 @@ LONGEST_TEMPORARY = 80
 """Characters of the folder for temporary files: the path of a socket has 107 at most."""
 
 
-class Nursery:
+class ForkServer:
     """Begins to import at once; its workers and it end with this process, or when it is closed."""
 
     def __init__(self) -> None:

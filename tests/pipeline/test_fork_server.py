@@ -10,8 +10,8 @@ from pathlib import Path
 import apache_beam as beam
 import pytest
 
-from pipeline.nursery import THREAD_VARIABLES, Nursery
-from pipeline.runner import Engine, nursery_of, run_beam
+from pipeline.fork_server import THREAD_VARIABLES, ForkServer
+from pipeline.runner import Engine, fork_server_of, run_beam
 from pipeline.spread import Spread
 
 
@@ -42,51 +42,54 @@ def test_workers_are_forked_from_one_process_in_each_pass(tmp_path):
     folder = tmp_path / "notes"
     folder.mkdir()
     pids = set()
-    with nursery_of(2, ()) as nursery:
+    with fork_server_of(2, ()) as fork_server:
         for _ in range(2):
-            engine = Engine(2, (), spills=True, nursery=nursery)
+            engine = Engine(2, (), spills=True, fork_server=fork_server)
             run_beam(partial(note, folder=folder), engine, tmp_path / "log")
             for path in folder.iterdir():
                 pid, parent, *threads = path.read_text().split()
-                assert int(parent) == nursery.process.pid
+                assert int(parent) == fork_server.process.pid
                 assert threads == ["1", "1", "1"]
                 pids.add(pid)
     assert len(pids) == 4
-    assert nursery.process.returncode == 0
-    assert not nursery.path.parent.exists()
+    assert fork_server.process.returncode == 0
+    assert not fork_server.path.parent.exists()
 
 
 @pytest.mark.parametrize(("workers", "flags"), [(1, ()), (4, ("--runner=FlinkRunner",))])
 def test_only_workers_of_this_machine_need_it(workers, flags):
-    with nursery_of(workers, flags) as nursery:
-        assert nursery is None
+    with fork_server_of(workers, flags) as fork_server:
+        assert fork_server is None
 
 
 def test_it_can_be_closed_before_it_has_imported(temporary):
-    nursery = Nursery()
+    fork_server = ForkServer()
     started = time.monotonic()
-    nursery.close()
+    fork_server.close()
     assert time.monotonic() - started < 1  # an import takes 2 s
-    assert nursery.process.returncode is not None
+    fork_server.close()  # again, as behind a build of one worker
+    assert fork_server.process.returncode is not None
     assert list(temporary.iterdir()) == []
 
 
 def test_it_ends_with_its_driver(temporary):
-    nursery = Nursery()
-    nursery.process.stdin.close()  # as the end of a process does
-    assert nursery.process.wait(30) == 0
+    fork_server = ForkServer()
+    fork_server.process.stdin.close()  # as the end of a process does
+    assert fork_server.process.wait(30) == 0
     assert list(temporary.iterdir()) == []
 
 
 def test_a_caller_hears_of_the_end_of_a_worker(temporary):
     """This one is told of no driver, and fails."""
-    nursery = Nursery()
+    fork_server = ForkServer()
     told = dict.fromkeys(("CONTROL_API_SERVICE_DESCRIPTOR", "LOGGING_API_SERVICE_DESCRIPTOR"), "?")
     told |= {"PIPELINE_OPTIONS": "{}", "WORKER_ID": "1"}
-    called = subprocess.run(nursery.command(), shell=True, env={**os.environ, **told}, timeout=30)
+    called = subprocess.run(
+        fork_server.command(), shell=True, env={**os.environ, **told}, timeout=30
+    )
     assert called.returncode == 1
-    nursery.close()
-    refused = subprocess.run(nursery.command(), shell=True, capture_output=True, timeout=30)
+    fork_server.close()
+    refused = subprocess.run(fork_server.command(), shell=True, capture_output=True, timeout=30)
     assert refused.returncode == 1
 
 
@@ -94,7 +97,7 @@ def test_a_long_name_of_the_folder_for_temporary_files(monkeypatch, tmp_path):
     longest = tmp_path / ("long" * 25)
     longest.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(longest))
-    nursery = Nursery()
-    assert nursery.path.parent.parent == Path("/tmp")
-    nursery.close()
-    assert not nursery.path.parent.exists()
+    fork_server = ForkServer()
+    assert fork_server.path.parent.parent == Path("/tmp")
+    fork_server.close()
+    assert not fork_server.path.parent.exists()
