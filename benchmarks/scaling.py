@@ -277,7 +277,7 @@ def _of_clusters() -> list[tuple[str, float]]:
     partners = PARTNERS * images.documents
     found = images.chance + BANDS * partners / 2
     return [
-        ("close pairs of hashes, one worker", 16 * found),
+        ("close pairs of hashes, read by one worker", 16 * found),
         ("hashes of all images, one worker", 24 * images.documents),
         ("images with a partner, one worker", 1100 * partners),
     ]
@@ -288,7 +288,10 @@ def growth() -> list[str]:
     text, images = BUILDS
     partners = PARTNERS * images.documents
     rows = [
-        ["plan of shards, every worker", *(size(one.shards * PLAN_ROW) for one in BUILDS)],
+        [
+            "plan of shards, a file read by every worker",
+            *(size(one.shards * PLAN_ROW) for one in BUILDS),
+        ],
         [
             "completion records, read one at a time",
             *(size(one.portions * one.costs.record) for one in BUILDS),

@@ -33,7 +33,8 @@ from pipeline.encoder import load_encoder
 from pipeline.exclude import EXCLUDED, write_table
 from pipeline.images.appearance import SIDE, Appearance
 from pipeline.images.clusters import Config as NearDuplicates
-from pipeline.images.clusters import HashPairs, find_clusters, sketch_rows
+from pipeline.images.clusters import find_clusters, sketch_rows
+from pipeline.images.hash_pairs import HashPairs
 from pipeline.images.near_duplicates import compare_hashes
 from pipeline.images.process import process
 from pipeline.images.similar import bands

@@ -1,15 +1,21 @@
 """The shard plan: which range of hash partitions becomes which shard, from summed histograms.
 
 A partition is a range of the shuffle order's 64-bit hashes. The plan is a function of the
-histograms alone, so every runner and any number of workers make the same one.
+histograms alone, so every runner and any number of workers make the same one. It grows with the
+corpus, so that it lies in a file of the work folder, and Beam carries the path.
 """
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.split import SPLITS
+from pipeline.work import write_atomic
 
 Histogram = npt.NDArray[np.int64]
 """(2, partitions): weight of train and of validation in each partition; tokens of text."""
@@ -51,6 +57,22 @@ class ShardPlan:
     """Train first, each split in order."""
     spills: tuple[str, ...] = ()
     """Names of all spill files, on the local runner."""
+
+
+def write_plan(plan: ShardPlan, folder: Path) -> str:
+    """Write a plan into a file of the folder that is named by its content; returns the path."""
+    content = json.dumps(asdict(plan)).encode()
+    path = folder / f"plan-{hashlib.sha256(content).hexdigest()[:16]}.json"
+    write_atomic(path, content)
+    return str(path)
+
+
+@lru_cache(maxsize=2)
+def read_plan(path: str) -> ShardPlan:
+    """The plan of a file; a worker process reads it once."""
+    tree = json.loads(Path(path).read_bytes())
+    shards = tuple(PlannedShard(**shard) for shard in tree["shards"])
+    return ShardPlan(**{**tree, "shards": shards, "spills": tuple(tree["spills"])})
 
 
 def partition_bits(corpus_bytes: int, target_bytes: int) -> int:

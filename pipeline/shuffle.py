@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipeline.batch import Batch, concat
 from pipeline.copies import without_payload
 from pipeline.hashes import shuffle_hashes
-from pipeline.plan import PlannedShard, ShardPlan, partitions
+from pipeline.plan import PlannedShard, ShardPlan, partitions, read_plan, write_plan
 from pipeline.portions import Placement, PortionSums
 from pipeline.rejects import RejectPieces
 from pipeline.spills import (
@@ -64,13 +64,18 @@ class GroupByShard(beam.PTransform):  # type: ignore[misc]
 
 
 def plan_when_done(portions: beam.PCollection, stage: GroupByShard) -> beam.PCollection:
-    """The plan as a singleton, made when the last portion is finished and documents compared."""
+    """Path of the plan, made when the last portion is finished and documents are compared."""
     if stage.compare is not None:
         portions = portions | "CompareDocuments" >> stage.compare
-    start = portions.pipeline | "Start" >> beam.Create([None])
-    done = beam.pvalue.AsIter(portions)
-    make_plan = stage.make_plan
-    return start | "PlanShards" >> beam.Map(lambda _, finished: make_plan(), done)
+    return (
+        portions
+        | "CountPortions" >> beam.combiners.Count.Globally()
+        | "PlanShards" >> beam.Map(_write_plan, stage.make_plan, stage.work)
+    )
+
+
+def _write_plan(_: int, make_plan: Callable[[], ShardPlan], work: WorkFolder) -> str:
+    return write_plan(make_plan(), work.root)
 
 
 def _group_by_spills(batches: beam.PCollection, stage: GroupByShard) -> beam.PCollection:
@@ -84,18 +89,19 @@ def _group_by_spills(batches: beam.PCollection, stage: GroupByShard) -> beam.PCo
         return turns | "TakeShards" >> opened
     return (
         plan
-        | "ListShards" >> beam.FlatMap(lambda plan: list(enumerate(plan.shards)))
+        | "ListShards" >> beam.FlatMap(lambda plan: list(enumerate(read_plan(plan).shards)))
         | "SpreadShards" >> Spread()
         | "OpenSpills" >> beam.Map(_spilled, beam.pvalue.AsSingleton(plan), folder)
     )
 
 
-def _spilled_in_turn(turns: str, plan: ShardPlan, folder: str) -> Iterator[Grouped]:
-    for shard in take_turns(plan.shards, turns):
+def _spilled_in_turn(turns: str, plan: str, folder: str) -> Iterator[Grouped]:
+    for shard in take_turns(read_plan(plan).shards, turns):
         yield _spilled(shard, plan, folder)
 
 
-def _spilled(shard: PlannedShard, plan: ShardPlan, folder: str) -> Grouped:
+def _spilled(shard: PlannedShard, path: str, folder: str) -> Grouped:
+    plan = read_plan(path)
     spilled = SpilledDocuments(folder, plan.spills, plan.partition_bits, shard.first, shard.stop)
     return shard, spilled
 
@@ -182,15 +188,15 @@ def _group_by_key(batches: beam.PCollection, stage: GroupByShard) -> beam.PColle
     plan = beam.pvalue.AsSingleton(plan_when_done(portions, stage))
     return (
         batches
-        | "CutByShard" >> beam.FlatMap(cut_by_shard, plan, stage.placement)
+        | "CutByShard" >> beam.FlatMap(_cut, plan, stage.placement)
         | "GroupShards" >> beam.GroupByKey()
         | "NameShards" >> beam.Map(_shuffled, plan, stage.schema)
     )
 
 
-def _shuffled(group: tuple[int, Iterable[Row]], plan: ShardPlan, schema: pa.Schema) -> Grouped:
+def _shuffled(group: tuple[int, Iterable[Row]], plan: str, schema: pa.Schema) -> Grouped:
     shard, rows = group
-    return plan.shards[shard], ShuffledDocuments(rows, schema)
+    return read_plan(plan).shards[shard], ShuffledDocuments(rows, schema)
 
 
 def _without_payload(batch: Batch, placement: Placement) -> tuple[int, PortionSums]:
@@ -212,6 +218,10 @@ def _finish(
         sums.move_rejects(rejects)
     sums.write(work, portion, fingerprint(portion), pieces=rejects)
     return portion
+
+
+def _cut(batch: Batch, plan: str, placement: Placement) -> Iterator[tuple[int, Row]]:
+    return cut_by_shard(batch, read_plan(plan), placement)
 
 
 def cut_by_shard(batch: Batch, plan: ShardPlan, placement: Placement) -> Iterator[tuple[int, Row]]:

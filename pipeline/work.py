@@ -59,6 +59,11 @@ class WorkFolder:
         return self.root / "sketches"
 
     @property
+    def pairs(self) -> Path:
+        """What is close in these sketches, a file for each group that was compared."""
+        return self.root / "pairs"
+
+    @property
     def excluded(self) -> Path:
         """The documents that this comparison found to be out."""
         return self.root / "excluded.arrow"
@@ -122,8 +127,8 @@ class WorkFolder:
 
     def create(self) -> None:
         """Make the folder and its parts, and drop what a killed build was in the middle of."""
-        folders = (self.portions, self.spills, self.sketches, self.shards, self.rejects)
-        for folder in (*folders, self.progress):
+        folders = (self.portions, self.spills, self.sketches, self.pairs, self.shards)
+        for folder in (*folders, self.rejects, self.progress):
             folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.publication, ignore_errors=True)
         for unfinished in self.root.rglob(".*"):

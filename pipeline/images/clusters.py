@@ -7,7 +7,7 @@ whose hash has a partner are held in memory, 1.1 KB each.
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import pyarrow as pa
 from pipeline.exclude import EXCLUDED, read_table
 from pipeline.hashes import KEY_BYTES, find_sorted
 from pipeline.images.appearance import SIDE, Appearance
+from pipeline.images.hash_pairs import HashPairs
 from pipeline.images.similar import HASH_BITS, Hashes, Pairs, equal_groups, resemblance
 from pipeline.split import MARK
 
@@ -65,26 +66,6 @@ class Config:
             raise ValueError(f"radius: {self.radius}; 0 to 16 bits are allowed")
         if not 0.5 <= self.min_correlation <= 1:
             raise ValueError(f"min_correlation: {self.min_correlation}; 0.5 to 1 are allowed")
-
-
-@dataclass(frozen=True, slots=True)
-class HashPairs:
-    """Close pairs of hashes."""
-
-    plain: Hashes
-    """(n, 2): of two images."""
-    mirrored: Hashes
-    """(n, 2): of an image, and of the mirror image of another one."""
-
-    @classmethod
-    def joined(cls, parts: Iterable["HashPairs"]) -> "HashPairs":
-        """All of them, sorted, each once."""
-        none = np.empty((0, 2), np.uint64)
-        held = list(parts)
-        return cls(
-            np.unique(np.concatenate([none, *(one.plain for one in held)]), axis=0),
-            np.unique(np.concatenate([none, *(one.mirrored for one in held)]), axis=0),
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """`FindNearDuplicates`: images that look the same, found by their hashes over the whole corpus.
 
-Only hashes travel through Beam, each once for a band: 8 bytes an image and band. Thumbnails, which
-decide, are read from the portions' sketch files by the one worker that makes the clusters.
+Only hashes travel through Beam, each once for a band: 8 bytes an image and band. Close pairs and
+thumbnails, which decide, are read from files by the one worker that makes the clusters.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,8 @@ import apache_beam as beam
 import numpy as np
 
 from pipeline.exclude import read_table, write_table
-from pipeline.images.clusters import Config, HashPairs, find_clusters, summary
+from pipeline.images.clusters import Config, find_clusters, summary
+from pipeline.images.hash_pairs import HashPairs
 from pipeline.images.similar import Hashes, band_values, bands, close_pairs
 from pipeline.spread import Spread
 from pipeline.work import WorkFolder, write_json
@@ -37,15 +38,17 @@ class FindNearDuplicates(beam.PTransform):  # type: ignore[misc]
     """Of what the portions were made; noted at the end."""
 
     def expand(self, portions: beam.PCollection) -> beam.PCollection:
-        start = portions.pipeline | "StartComparing" >> beam.Create([None])
         pairs = (
-            start
-            | "ListSketches" >> beam.FlatMap(_list, self.num_portions, beam.pvalue.AsIter(portions))
+            portions
+            | "CountSketches" >> beam.combiners.Count.Globally()
+            | "ListSketches" >> beam.FlatMap(_list, self.num_portions)
             | "SpreadSketches" >> Spread()
             | "CutBands" >> beam.FlatMap(band_groups, config=self.config, work=self.work)
             | "GroupBands" >> beam.GroupByKey()
-            | "ComparePairs" >> beam.Map(_compare, radius=self.config.radius)
+            | "ComparePairs" >> beam.Map(_compare, radius=self.config.radius, work=self.work)
         )
+        # A file for each band and group, so that their names are 9 x 128 at the most.
+        start = portions.pipeline | "StartClusters" >> beam.Create([None])
         return start | "MakeClusters" >> beam.Map(
             exclude,
             beam.pvalue.AsIter(pairs),
@@ -87,12 +90,18 @@ def compare_hashes(
     )
 
 
-def exclude(
-    _: None, pairs: Iterable[HashPairs], config: Config, work: WorkFolder, records: str
-) -> int:
-    """Write the images that are out, and what the report says of them; returns their number."""
+def exclude(_: None, pairs: Iterable[str], config: Config, work: WorkFolder, records: str) -> int:
+    """Write the images that are out, and what the report says of them; returns their number.
+
+    Args:
+        pairs: names of the files of close pairs.
+        config: what counts as the same.
+        work: of the build.
+        records: of what the portions were made; noted at the end.
+    """
     sketches = sorted(work.sketches.glob("*.arrow"))
-    clusters = find_clusters(sketches, HashPairs.joined(pairs), config)
+    found = HashPairs.joined(HashPairs.read(work.pairs / name) for name in pairs)
+    clusters = find_clusters(sketches, found, config)
     rows = clusters.excluded()
     write_table(work.excluded, rows)
     write_json(work.comparison, summary(clusters))
@@ -100,13 +109,15 @@ def exclude(
     return int(rows.num_rows)
 
 
-def _list(_: None, num_portions: int, finished: Iterable[int]) -> Iterator[tuple[int, int]]:
-    del finished  # it was waited for
+def _list(_: int, num_portions: int) -> Iterator[tuple[int, int]]:
     yield from ((portion, portion) for portion in range(num_portions))
 
 
-def _compare(group: tuple[tuple[int, int], Iterable[Tagged]], radius: int) -> HashPairs:
-    (number, _), parts = group
+def _compare(group: tuple[tuple[int, int], Iterable[Tagged]], radius: int, work: WorkFolder) -> str:
+    """The name of the file of the pairs that are close."""
+    (number, value), parts = group
     plain, mirrored = zip(*parts, strict=True)
     distinct = np.unique(np.concatenate(plain)), np.unique(np.concatenate(mirrored))
-    return compare_hashes(*distinct, radius, bands(radius)[number])
+    name = f"{number}-{value:03d}.arrow"
+    compare_hashes(*distinct, radius, bands(radius)[number]).write(work.pairs / name)
+    return name

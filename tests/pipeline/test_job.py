@@ -8,6 +8,7 @@ import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability import common_urns
+from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners.pipeline_context import PipelineContext
 
 import configs
@@ -199,6 +200,39 @@ def test_the_job_does_not_grow_with_the_corpus(job, kind, spills):
     # Pickles are compressed: the same job twice differs by some 80 bytes. 20,000 portions in it, or
     # only their fingerprints, would be tens of thousands.
     assert len(many) - len(one) < 1024
+
+
+BOUNDED = {
+    "PlanShards": "a path",
+    "ComparePairs": "names of files, 9 x 128 at most",
+    "UnKey": "a sum over everything",
+    "Create": "constants",
+}
+"""What workers may get whole, by the stage that makes it."""
+
+
+@every_job
+def test_no_side_input_grows_with_the_corpus(job, kind, spills):
+    components = job(kind, spills=spills).components
+    makers = {
+        output: transform.unique_name
+        for transform in components.transforms.values()
+        if not transform.subtransforms
+        for output in transform.outputs.values()
+    }
+    given = set()
+    for transform in components.transforms.values():
+        for name in side_inputs(transform):
+            maker = makers[transform.inputs[name]]
+            given |= {stage for stage in BOUNDED if stage in maker} or {maker}
+    assert given <= set(BOUNDED)
+    assert kind in BEFORE or "PlanShards" in given
+
+
+def side_inputs(transform):
+    if transform.spec.urn != common_urns.primitives.PAR_DO.urn:
+        return []
+    return beam_runner_api_pb2.ParDoPayload.FromString(transform.spec.payload).side_inputs
 
 
 def test_a_listing_is_read_as_it_was_written(tmp_path):

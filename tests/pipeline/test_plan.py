@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.plan import partition_bits, partitions, plan_shards
+from pipeline.plan import partition_bits, partitions, plan_shards, read_plan, write_plan
 
 COUNTS = st.lists(st.integers(0, 100), min_size=8, max_size=8)
 
@@ -52,3 +54,11 @@ def test_partition_bits(corpus_bytes, target_bytes, bits):
 def test_partitions_are_leading_bits():
     hashes = np.array([0, 2**60, 2**63, 2**64 - 1], np.uint64)
     assert partitions(hashes, 4).tolist() == [0, 1, 8, 15]
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path):
+    found = plan([1, 5, 0, 9], [0, 0, 3, 1], 4)
+    full = replace(found, split_threshold=2**64 - 1, spills=("000000-0.arrow", "000001-0.arrow"))
+    paths = [write_plan(one, tmp_path) for one in (found, full, found)]
+    assert [read_plan(path) for path in paths] == [found, full, found]
+    assert len(set(paths)) == len(list(tmp_path.iterdir())) == 2

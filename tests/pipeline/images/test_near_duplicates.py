@@ -10,7 +10,8 @@ import pytest
 from pipeline.exclude import read_excluded, read_table, write_table
 from pipeline.images import clusters
 from pipeline.images.appearance import appearance
-from pipeline.images.clusters import SKETCHES, Config, HashPairs, find_clusters, sketch_rows
+from pipeline.images.clusters import SKETCHES, Config, find_clusters, sketch_rows
+from pipeline.images.hash_pairs import HashPairs
 from pipeline.images.near_duplicates import FindNearDuplicates, compare_hashes
 from pipeline.split import MARK
 from pipeline.work import WorkFolder
@@ -174,6 +175,25 @@ def test_compared_are_images_with_images_and_with_mirror_images():
     assert found.mirrored.tolist() == [[0, 0], [1, 0], [1, 0b11]]
     joined = HashPairs.joined([found, found])
     assert joined.plain.tolist() == [[0, 1]] and len(joined.mirrored) == 3
+
+
+@pytest.mark.parametrize("lengths", [(2, 3), (0, 1), (4, 0), (0, 0)])
+def test_close_pairs_are_read_as_they_were_written(tmp_path, lengths):
+    draw = np.random.default_rng(0)
+    plain, mirrored = (draw.integers(0, 2**64, (n, 2), np.uint64) for n in lengths)
+    HashPairs(plain, mirrored).write(tmp_path / "pairs.arrow")
+    found = HashPairs.read(tmp_path / "pairs.arrow")
+    assert np.array_equal(found.plain, plain) and np.array_equal(found.mirrored, mirrored)
+
+
+def test_pairs_of_an_earlier_comparison_are_not_used(work):
+    """Files of groups that this one has not."""
+    one, other = picture(1), picture(2)
+    write(work, 0, [(0, one), (1, one), (2, other)])
+    hashes = np.asarray(read_table(work.sketch(0)).column("hash"))
+    stale = HashPairs(np.array([[hashes[0], hashes[2]]]), np.empty((0, 2), np.uint64))
+    stale.write(work.pairs / "8-127.arrow")
+    assert {key: kept for key, (kept, _) in run(work, 1).items()} == {1: 0}
 
 
 @pytest.mark.parametrize(
