@@ -1,13 +1,11 @@
 """The funnel of a corpus: what each stage took in and let through, and why the rest did not pass.
 
-`SumFunnel` sums it while batches pass, for a pass over the corpus that writes no completion
-records; the same sentence tells a user that nothing is left, whichever way it was summed.
+A pass over the corpus that writes no completion records sums it by batches; the same sentence tells
+a user that nothing is left, whichever way it was summed.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import apache_beam as beam
 
 from pipeline.batch import UNREADABLE_FILES, Batch, Count
 from pipeline.portions import add_counts
@@ -25,18 +23,6 @@ class Funnel:
     """One per stage, in order."""
     tallies: tuple[Tally, ...] = ()
     """Rejects by stage and reason."""
-
-
-@dataclass
-class SumFunnel(beam.PTransform):  # type: ignore[misc]
-    """Batches -> one `Funnel`; a few numbers for each travel, whatever the size of the corpus."""
-
-    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Funnel]:
-        return (
-            batches
-            | "OfBatch" >> beam.Map(batch_funnel).with_output_types(Funnel)
-            | "OfCorpus" >> beam.CombineGlobally(add_funnels).with_output_types(Funnel)
-        )
 
 
 def batch_funnel(batch: Batch) -> Funnel:

@@ -5,11 +5,12 @@ portions, and on no order of arrival: any number of workers gives the same sampl
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
+from typing import Any
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,13 +25,34 @@ SAMPLE = pa.schema(
     [("hash", pa.uint64()), ("key", pa.binary(KEY_BYTES)), ("text", pa.large_binary())]
 )
 
+CHARACTERS = pa.schema([("text", pa.large_binary())])
+MERGED_AT_ONCE = 1024
+"""Portions, of a few KB each where there are many."""
+
 Beginning = tuple[int, pa.RecordBatch]
-"""Bytes of text to keep, and rows of `SAMPLE` in order that are the first of what was seen."""
+"""Bytes of text to keep, and rows of `SAMPLE` in order that are the first of what was seen; of
+characters 0, and one row of `CHARACTERS`."""
 
 
-@dataclass
-class SampleDocuments(beam.PTransform):  # type: ignore[misc]
-    """Batches with keys to one list of texts of about `sample_bytes`, no text twice.
+class Collector(ABC):
+    """What a tokenizer is made from: of a batch, of several together, of the whole corpus."""
+
+    @abstractmethod
+    def of_batch(self, batch: Batch) -> Beginning:
+        """What a batch with keys gives."""
+
+    @abstractmethod
+    def merge(self, parts: Iterable[Beginning]) -> Beginning:
+        """What batches of one portion give together, in any order and grouping."""
+
+    @abstractmethod
+    def of_corpus(self, portions: Iterable[pa.RecordBatch]) -> Any:
+        """What the rows of all portions give together; empty where there are no documents."""
+
+
+@dataclass(frozen=True)
+class SampleDocuments(Collector):
+    """One list of texts of about `sample_bytes`, no text twice.
 
     Memory and transport are bounded by `PORTION_MARGIN` samples, however large the corpus is.
     """
@@ -44,29 +66,40 @@ class SampleDocuments(beam.PTransform):  # type: ignore[misc]
     seed: int
     """The shuffle seed."""
 
-    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[list[str]]:
-        quota = partial(portion_quota, total_bytes=self.total_bytes, sample_bytes=self.sample_bytes)
-        return (
-            batches
-            | "OfBatch" >> beam.Map(_sample_batch, self.portion_bytes, quota, self.seed)
-            | "OfPortion" >> beam.CombinePerKey(merge_beginnings)
-            | "DropPortion" >> beam.Values()
-            | "ForCorpus" >> beam.Map(_limited, limit=self.sample_bytes)
-            | "OfCorpus" >> beam.CombineGlobally(merge_beginnings)
-            | "Texts" >> beam.Map(_texts).with_output_types(list[str])
-        )
+    def of_batch(self, batch: Batch) -> Beginning:
+        """The documents of a batch that may come into the sample."""
+        size = self.portion_bytes(batch.portion)
+        quota = portion_quota(size, total_bytes=self.total_bytes, sample_bytes=self.sample_bytes)
+        return sample_batch(batch, quota, self.seed)
+
+    def merge(self, parts: Iterable[Beginning]) -> Beginning:
+        """The beginning of the union."""
+        return merge_beginnings(parts)
+
+    def of_corpus(self, portions: Iterable[pa.RecordBatch]) -> list[str]:
+        """The sample."""
+        held, left = merge_beginnings([]), iter(portions)
+        while block := list(islice(left, MERGED_AT_ONCE)):
+            held = merge_beginnings([held, *((self.sample_bytes, rows) for rows in block)])
+        texts: list[str] = held[1].column("text").cast(pa.large_string()).to_pylist()
+        return texts
 
 
-@dataclass
-class CollectCharacters(beam.PTransform):  # type: ignore[misc]
-    """Batches to one string: the characters of all texts, sorted."""
+@dataclass(frozen=True)
+class CollectCharacters(Collector):
+    """One string: the characters of all texts, sorted."""
 
-    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[str]:
-        return (
-            batches
-            | "OfBatch" >> beam.Map(batch_characters).with_output_types(str)
-            | "OfCorpus" >> beam.CombineGlobally(unite_characters).with_output_types(str)
-        )
+    def of_batch(self, batch: Batch) -> Beginning:
+        """Its characters."""
+        return 0, _characters_row(batch_characters(batch))
+
+    def merge(self, parts: Iterable[Beginning]) -> Beginning:
+        """The characters of all parts."""
+        return 0, _characters_row(self.of_corpus(rows for _, rows in parts))
+
+    def of_corpus(self, portions: Iterable[pa.RecordBatch]) -> str:
+        """The characters of all portions."""
+        return unite_characters(rows.column("text")[0].as_py().decode() for rows in portions)
 
 
 def portion_quota(portion_bytes: int, *, total_bytes: int, sample_bytes: int) -> int:
@@ -74,12 +107,12 @@ def portion_quota(portion_bytes: int, *, total_bytes: int, sample_bytes: int) ->
     return math.ceil(PORTION_MARGIN * sample_bytes * portion_bytes / max(1, total_bytes))
 
 
-def sample_batch(batch: Batch, quota: int, seed: int) -> tuple[int, Beginning]:
-    """The documents of a batch that may come into the sample, by portion."""
+def sample_batch(batch: Batch, quota: int, seed: int) -> Beginning:
+    """The documents of a batch that may come into the sample, up to the quota of its portion."""
     keys = batch.documents.column("key")
     columns = [pa.array(shuffle_hashes(keys, seed)), keys, batch.documents.column("text")]
     rows = pa.RecordBatch.from_arrays(columns, schema=SAMPLE)
-    return batch.portion, merge_beginnings([(quota, rows)])
+    return merge_beginnings([(quota, rows)])
 
 
 def merge_beginnings(parts: Iterable[Beginning]) -> Beginning:
@@ -113,16 +146,5 @@ def unite_characters(parts: Iterable[str]) -> str:
     return "".join(sorted(set().union(*parts)))
 
 
-def _sample_batch(
-    batch: Batch, portion_bytes: Callable[[int], int], quota: Callable[[int], int], seed: int
-) -> tuple[int, Beginning]:
-    return sample_batch(batch, quota(portion_bytes(batch.portion)), seed)
-
-
-def _limited(part: Beginning, limit: int) -> Beginning:
-    return limit, part[1]
-
-
-def _texts(sample: Beginning) -> list[str]:
-    texts: list[str] = sample[1].column("text").cast(pa.large_string()).to_pylist()
-    return texts
+def _characters_row(characters: str) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([{"text": characters.encode()}], schema=CHARACTERS)

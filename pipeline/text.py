@@ -16,7 +16,6 @@ from pipeline.corpus import Portion
 from pipeline.decide import Decision
 from pipeline.encoder import token_dtype
 from pipeline.manifest import Tokenizer
-from pipeline.progress import ProgressDisplay
 from pipeline.runner import Engine
 from pipeline.stages import EncodedDocuments
 from pipeline.tokenizer import write_tokenizer
@@ -28,8 +27,7 @@ def prepare(
     config: TextPipelineConfig, portions: Sequence[Portion], engine: Engine, work: WorkFolder
 ) -> "TextKind":
     """Load or make the tokenizer."""
-    with ProgressDisplay(work, portions, "making the tokenizer"):
-        text, tokenizer = make_tokenizer(config, portions, engine, work)
+    text, tokenizer = make_tokenizer(config, portions, engine, work)
     return TextKind(config, text, tokenizer)
 
 

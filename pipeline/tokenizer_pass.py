@@ -1,6 +1,7 @@
 """The tokenizer of a build: loaded, or made from the corpus in a first pass; proven before use."""
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
@@ -14,13 +15,16 @@ from pipeline import normalise
 from pipeline.config import TextPipelineConfig
 from pipeline.corpus import Portion
 from pipeline.encoder import check_encoder, load_encoder
+from pipeline.exclude import read_table
 from pipeline.fingerprints import reading_fingerprint
-from pipeline.funnel import Funnel, SumFunnel, nothing_left
+from pipeline.funnel import add_funnels, nothing_left
 from pipeline.listing import listing_of, read_listing
 from pipeline.manifest import Tokenizer
+from pipeline.progress import ProgressDisplay
 from pipeline.read import read_portion
 from pipeline.runner import Engine, run_beam
-from pipeline.sample import CollectCharacters, SampleDocuments
+from pipeline.sample import CollectCharacters, Collector, SampleDocuments
+from pipeline.sample_files import KeepSamples, is_whole, read_funnel, sample_path
 from pipeline.stage_seconds import add_seconds
 from pipeline.stages import ReadDocuments, spread_order
 from pipeline.tokenizer import (
@@ -30,7 +34,7 @@ from pipeline.tokenizer import (
     train_tokenizer,
     write_tokenizer,
 )
-from pipeline.work import WorkFolder, read_json, write_json
+from pipeline.work import WorkFolder
 
 _LOG = logging.getLogger(__name__)
 
@@ -54,6 +58,7 @@ def make_tokenizer(
         path = work.root / f"tokenizer-{reading_fingerprint(config, portions)[:16]}.json"
         if not path.exists():
             write_tokenizer(_from_corpus(config, portions, engine, work), path)
+        shutil.rmtree(work.samples, ignore_errors=True)
         text = path.read_text(encoding="utf-8")
     encoder = load_encoder(text, end_of_document=named.end_of_document, engine=named.engine)
     check_encoder(encoder, text, _first_documents(config, portions))
@@ -72,10 +77,23 @@ def _from_corpus(
     config: TextPipelineConfig, portions: Sequence[Portion], engine: Engine, work: WorkFolder
 ) -> str:
     """Read the corpus for a sample or its characters, and make the tokenizer in this process."""
+    folder = work.samples / reading_fingerprint(config, portions)[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [sample_path(folder, portion.index) for portion in portions]
+    left = [one for one, path in zip(portions, paths, strict=True) if not is_whole(path)]
+    total_bytes = sum(portion.bytes for portion in portions)
+    with ProgressDisplay(work, left, "making the tokenizer"):
+        if left:
+            _read(config, left, total_bytes, engine, work, folder)
+        kept = _collector(config, "", total_bytes).of_corpus(map(read_table, paths))
+        if not kept:
+            funnel = add_funnels(map(read_funnel, paths))
+            raise ValueError(nothing_left(funnel.counts, funnel.tallies))
+        return _make(config, kept, work)
+
+
+def _make(config: TextPipelineConfig, kept: Any, work: WorkFolder) -> str:
     named = config.tokenizer
-    kept, emptiness = _read(config, portions, engine, work)
-    if not kept:
-        raise ValueError(emptiness)
     if named.kind == "characters":
         return characters_tokenizer(kept, end_of_document=named.end_of_document)
     assert named.vocab_size is not None
@@ -86,25 +104,27 @@ def _from_corpus(
 
 
 def _read(
-    config: TextPipelineConfig, portions: Sequence[Portion], engine: Engine, work: WorkFolder
-) -> tuple[Any, str]:
-    """What is kept of the filtered documents, and what to say if that is nothing.
-
-    Both come from Beam's workers as files of the work folder.
-    """
+    config: TextPipelineConfig,
+    portions: Sequence[Portion],
+    total_bytes: int,
+    engine: Engine,
+    work: WorkFolder,
+    folder: Path,
+) -> None:
+    """Have Beam's workers leave the files of portions in a folder that they share."""
     ordered = spread_order(portions, engine.num_workers)
-    total_bytes = sum(portion.bytes for portion in portions)
     with listing_of(work, ordered) as listing:
         construct = partial(
-            read_for_tokenizer, config=config, listing=listing, total_bytes=total_bytes, work=work
+            read_for_tokenizer,
+            config=config,
+            listing=listing,
+            total_bytes=total_bytes,
+            work=work,
+            folder=folder,
+            in_order=engine.spills,
         )
         found = run_beam(construct, engine, work.error_log)
     add_seconds(work, found)
-    paths = _kept(work)
-    sample, emptiness = (read_json(path) for path in paths)
-    for path in paths:
-        path.unlink()
-    return sample, emptiness
 
 
 def read_for_tokenizer(
@@ -114,25 +134,26 @@ def read_for_tokenizer(
     listing: str,
     total_bytes: int,
     work: WorkFolder,
+    folder: Path,
+    in_order: bool,
 ) -> None:
     """Construct the first pass; its job is of the same size for a corpus of any size.
 
     Args:
         pipeline: is added to.
         config: of the build.
-        listing: path of the listing.
-        total_bytes: of all portions in it.
+        listing: path of the listing of the portions that are left.
+        total_bytes: of all portions.
         work: of the build.
+        folder: for what each portion leaves.
+        in_order: batches of a portion come one behind another.
     """
-    paths = _kept(work)
+    collector = _collector(config, listing, total_bytes)
     documents = pipeline | "ReadDocuments" >> ReadDocuments(config, listing, work)
-    sample = documents | "CollectSample" >> _collect(config, listing, total_bytes)
-    _ = sample | "KeepSample" >> beam.Map(_keep, str(paths[0]))
-    emptiness = documents | "SumFunnel" >> SumFunnel() | "Explain" >> beam.Map(_explain)
-    _ = emptiness | "KeepEmptiness" >> beam.Map(_keep, str(paths[1]))
+    _ = documents | "KeepSamples" >> KeepSamples(collector, str(folder), in_order)
 
 
-def _collect(config: TextPipelineConfig, listing: str, total_bytes: int) -> beam.PTransform:
+def _collector(config: TextPipelineConfig, listing: str, total_bytes: int) -> Collector:
     if config.tokenizer.kind == "characters":
         return CollectCharacters()
     assert config.tokenizer.sample_mib is not None
@@ -152,19 +173,6 @@ def _portion_bytes(listing: str, portion: int) -> int:
 def _sizes(listing: str) -> dict[int, int]:
     """Once in each worker: its batches name their portion, not its size."""
     return {portion.index: portion.bytes for _, portion in read_listing(listing)}
-
-
-def _kept(work: WorkFolder) -> tuple[Path, Path]:
-    """Where the workers leave the sample, and why it is empty."""
-    return work.root / "sample.json", work.root / "emptiness.json"
-
-
-def _explain(funnel: Funnel) -> str:
-    return nothing_left(funnel.counts, funnel.tallies)
-
-
-def _keep(tree: Any, path: str) -> None:
-    write_json(Path(path), tree)
 
 
 def _first_documents(config: TextPipelineConfig, portions: Sequence[Portion]) -> Iterator[str]:

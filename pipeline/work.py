@@ -79,6 +79,11 @@ class WorkFolder:
         return self.root / "compared.json"
 
     @property
+    def samples(self) -> Path:
+        """What each portion left for a tokenizer that is being made."""
+        return self.root / "samples"
+
+    @property
     def progress(self) -> Path:
         """A counter file for each worker process."""
         return self.root / "progress"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from configs import load
+from pipeline import tokenizer_pass
 from pipeline.build import build
 from pipeline.config import PipelineConfig
 from pipeline.runner import StageError
@@ -36,6 +37,22 @@ from pipeline.__main__ import main
 main(sys.argv[1:])
 """
 """A build that kills itself at its n-th rename: nothing becomes visible in any other way."""
+
+DIES_AT_THE_THIRD = """
+import os, signal, sys
+from pipeline import sample_files
+keep, left = sample_files._keep, 3
+def dies(*parts, **named):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return keep(*parts, **named)
+sample_files._keep = dies
+from pipeline.__main__ import main
+main(sys.argv[1:])
+"""
+"""A build that kills itself when the third portion is read for the tokenizer."""
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +136,38 @@ def test_killed_at_every_rename(check_kill, undisturbed, tmp_path):
         for when in ("before", "after"):
             folder = tmp_path / f"{rename}-{when}"
             check_kill(folder, rename=rename, when=when)
+
+
+@pytest.mark.parametrize("kind", ["train", "characters"])
+def test_a_killed_pass_reads_what_is_left(tmp_path, monkeypatch, kind, digests):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number in range(5):
+        lines = [f"Line {number}.{i} of a play, and what is said in it." for i in range(40)]
+        (corpus / f"{number}.txt").write_text("\n".join(lines))
+    words = [f"corpus.path=[{corpus}]", f"tokenizer.kind={kind}", "quality.enabled=false"]
+    words += ["tokenizer.vocab_size=300"] if kind == "train" else []
+    config = ROOT / "configs/pipeline/tiny_shakespeare.yaml"
+    killed = [*words, "num_workers=1", f"dataset_dir={tmp_path}/killed"]
+    command = [sys.executable, "-c", DIES_AT_THE_THIRD, str(config), *killed]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == -9
+    (folder,) = (tmp_path / "killed/.work/samples").iterdir()
+    finished = sorted(path.name for path in folder.iterdir())
+    assert len(finished) == 2
+
+    orders = []
+
+    def spread_order(portions, num_workers):
+        orders.append(sorted(f"{portion.index:06d}.arrow" for portion in portions))
+        return portions
+
+    monkeypatch.setattr(tokenizer_pass, "spread_order", spread_order)
+    build(load(PipelineConfig, config, killed))
+    assert sorted([*finished, *orders.pop()]) == [f"{number:06d}.arrow" for number in range(5)]
+    assert not orders
+    whole = [*words, "num_workers=2", f"dataset_dir={tmp_path}/whole"]
+    build(load(PipelineConfig, config, whole))
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
 
 
 def kill_two_processes(yaml_path, dataset_dir, seconds):

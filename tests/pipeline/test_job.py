@@ -73,7 +73,13 @@ def job(tmp_path):
             total = sum(one.bytes for one in portions)
             with listing_of(work, portions) as listing:
                 read_for_tokenizer(
-                    pipeline, config=config, listing=listing, total_bytes=total, work=work
+                    pipeline,
+                    config=config,
+                    listing=listing,
+                    total_bytes=total,
+                    work=work,
+                    folder=work.samples,
+                    in_order=spills,
                 )
         else:
             add_main_job(pipeline, config, portions, work=work, spills=spills)

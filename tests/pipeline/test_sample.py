@@ -1,11 +1,9 @@
 import random
 
-import apache_beam as beam
 import pyarrow as pa
 import pytest
-from apache_beam.testing.test_pipeline import TestPipeline as BeamPipeline
-from apache_beam.testing.util import assert_that, equal_to
 
+from pipeline import sample
 from pipeline.batch import DOCUMENTS, REJECTS, Batch
 from pipeline.hashes import shuffle_hashes
 from pipeline.key import add_keys, hash_texts
@@ -61,7 +59,7 @@ def merged_texts(parts):
 @pytest.mark.parametrize("limit", [1, 100, 1000, 10**6])
 @pytest.mark.parametrize("seed", [0, 7])
 def test_beginning_of_the_union_in_any_grouping(limit, seed):
-    parts = [sample_batch(batch_of(texts), limit, seed)[1] for texts in PORTIONS]
+    parts = [sample_batch(batch_of(texts), limit, seed) for texts in PORTIONS]
     expected = beginning(by_hash(sum(PORTIONS, []), seed), limit)
     assert merged_texts(parts) == expected
     halves = [merge_beginnings(parts[:1]), merge_beginnings(parts[:0:-1])]
@@ -85,11 +83,26 @@ def quotas_of(sizes, sample_bytes):
 
 
 def sampled(batches, sample_bytes):
-    stage = SampleDocuments(
+    """Each batch by itself, then those of a portion, then all."""
+    collector = SampleDocuments(
         sample_bytes=sample_bytes, portion_bytes=SIZES.__getitem__, total_bytes=sum(SIZES), seed=3
     )
-    [texts] = batches | stage
-    return texts
+    return collector.of_corpus(rows_of_portions(batches, collector))
+
+
+def rows_of_portions(batches, collector):
+    parts = {}
+    for batch in batches:
+        parts.setdefault(batch.portion, []).append(collector.of_batch(batch))
+    return [collector.merge(of_portion)[1] for of_portion in parts.values()]
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+def test_portions_are_merged_in_blocks(monkeypatch, at_once):
+    whole = [batch_of(texts, portion) for portion, texts in enumerate(PORTIONS)]
+    expected = sampled(whole, 1500)
+    monkeypatch.setattr(sample, "MERGED_AT_ONCE", at_once)
+    assert sampled(whole[::-1], 1500) == expected
 
 
 @pytest.mark.parametrize("sample_bytes", [200, 1500, 10**6])
@@ -119,8 +132,7 @@ def test_characters_of_a_batch_and_of_all():
 
 
 @pytest.mark.parametrize(("texts", "expected"), [([["ab"], ["bé\n"]], "\nabé"), ([], "")])
-def test_stage_collects_characters(texts, expected):
-    batches = [batch_of(part) for part in texts]
-    with BeamPipeline() as pipeline:
-        collected = pipeline | beam.Create(batches, reshuffle=False) | CollectCharacters()
-        assert_that(collected, equal_to([expected]))
+def test_characters_of_a_corpus(texts, expected):
+    collector = CollectCharacters()
+    batches = [batch_of(part, portion // 2) for portion, part in enumerate([*texts, *texts])]
+    assert collector.of_corpus(rows_of_portions(batches, collector)) == expected
