@@ -13,12 +13,13 @@ import subprocess
 import sys
 import urllib.request
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.network import Network, inside
-from tests.cluster.services import free_port, wait_until
+from tests.cluster.services import Daemons, free_port, wait_until
 
 HERE = Path(__file__).parent / "engines"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "millrace-engines"
@@ -95,6 +96,19 @@ def job_server_jar(jars, main, folder):
 def answers(port, host="127.0.0.1"):
     with socket.socket() as probe:
         return probe.connect_ex((host, port)) == 0
+
+
+@contextmanager
+def started(kind, folder, env):
+    """One at a time: each takes gigabytes. None of its processes is left."""
+    daemons, made = Daemons(), None
+    try:
+        made = kind(daemons, folder, env)
+        yield made
+    finally:
+        daemons.stop()
+        if made:
+            made.stop()
 
 
 MACHINES = ("mill-w1", "mill-w2")

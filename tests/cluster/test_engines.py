@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -21,24 +21,11 @@ from pipeline.config import PipelineConfig
 from pipeline.corpus import plan_portions
 from pipeline.fingerprints import request_fingerprint
 from tests.cluster.conftest import ROOT
-from tests.cluster.engines import Flink, Prism, Spark
-from tests.cluster.services import Daemons, wait_until
+from tests.cluster.engines import Flink, Prism, Spark, started
+from tests.cluster.services import wait_until
 
 OTHER_BEAM = "2.70.0"
 ENGINES = {"flink": Flink, "spark": Spark, "prism": Prism}
-
-
-@contextmanager
-def started(kind, folder, env):
-    """One at a time: each takes gigabytes. None of its processes is left."""
-    daemons, made = Daemons(), None
-    try:
-        made = kind(daemons, folder, env)
-        yield made
-    finally:
-        daemons.stop()
-        if made:
-            made.stop()
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -221,20 +208,24 @@ def assert_refused(told, corpora, cpu_env, folder):
 
 
 FAULTS = [
-    *((name, victim) for name in ("flink", "spark") for victim in ("worker", "worker pool")),
-    *((name, victim) for name in ("flink", "spark") for victim in ("job", "job server", "build")),
-    *(("prism", victim) for victim in ("server", "worker pool", "build")),
+    *((name, one, "text") for name in ("flink", "spark") for one in ("worker", "worker pool")),
+    *((name, one, "text") for name in ("flink", "spark") for one in ("job", "job server", "build")),
+    *(("prism", one, "text") for one in ("server", "worker pool", "build")),
+    *((name, one, "images") for name in ("flink", "spark") for one in ("worker", "build")),
+    ("prism", "worker pool", "images"),
 ]
 
 
-@pytest.mark.parametrize(("engine", "victim"), FAULTS, indirect=["engine"])
-def test_a_fault_is_survived_or_a_rerun_finishes(engine, corpora, local, cpu_env, tmp_path, victim):
+@pytest.mark.parametrize(("engine", "victim", "kind"), FAULTS, indirect=["engine"])
+def test_a_fault_is_survived_or_a_rerun_finishes(
+    engine, corpora, local, cpu_env, tmp_path, victim, kind
+):
     """The job finishes with the same bytes, or fails in a line and a rerun finishes it."""
-    folder, env = tmp_path / "text", {**cpu_env, **engine.env}
-    process = build(corpora["text"], folder, env, *engine.flags())
+    folder, env = tmp_path / kind, {**cpu_env, **engine.env}
+    process = build(corpora[kind], folder, env, *engine.flags())
     try:
         wait_until(lambda: is_in_its_main_job(process, folder), seconds=240, why=engine.logs)
-        assert len(shard_rows(folder)) < len(tars(local["text"])), "too late"
+        assert len(shard_rows(folder)) < len(tars(local[kind])), "too late"
         strike(victim, process, engine)
     except BaseException:
         with suppress(ProcessLookupError):
@@ -246,9 +237,9 @@ def test_a_fault_is_survived_or_a_rerun_finishes(engine, corpora, local, cpu_env
         assert not (folder / "manifest.json").exists()
         assert "error: " in text or victim == "build", text
         assert "Traceback" not in text, text
-        code, text = finish(build(corpora["text"], folder, env, *engine.flags()))
+        code, text = finish(build(corpora[kind], folder, env, *engine.flags()))
     assert code == 0, text + engine.logs()
-    assert hashes(folder) == local["text"]
+    assert hashes(folder) == local[kind]
 
 
 def is_in_its_main_job(process, folder):

@@ -1,5 +1,8 @@
-"""Flink and Spark inside their job servers on this machine, where Java and Maven are: a build by
-each is that of this machine's runner, byte for byte. Clusters of them are `make cluster-test`'s.
+"""Flink and Spark on this machine, where Java and Maven are: builds are those of its own runner,
+byte for byte.
+
+A cluster of two workers each where network namespaces may be made, else the engine inside its job
+server. Faults, Prism and other services are `make cluster-test`'s.
 """
 
 import hashlib
@@ -12,10 +15,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tests.cluster.engines import OPENS, fetch_jars, job_server_jar
+from tests.cluster.engines import OPENS, Flink, Spark, fetch_jars, job_server_jar, started
+from tests.cluster.network import may_make_namespaces
 
 ROOT = Path(__file__).parent.parent.parent
-ENGINES = {
+CLUSTERS = {"flink": Flink, "spark": Spark}
+ALONE = {
     "flink": ("org.apache.beam.runners.flink.FlinkJobServerDriver", "--flink_master=[local]"),
     "spark": ("org.apache.beam.runners.spark.SparkJobServerDriver", "--spark_master_url=local[2]"),
 }
@@ -47,13 +52,24 @@ def build(words, dataset_dir, *flags, **variables):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
+@pytest.fixture(scope="module", params=CLUSTERS)
+def engine(request, tmp_path_factory):
+    """Flags of a build there, and variables of its environment."""
+    name, folder = request.param, tmp_path_factory.mktemp(request.param)
+    if may_make_namespaces():
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        with started(CLUSTERS[name], folder, {**os.environ, "PATH": path}) as cluster:
+            yield cluster.flags(), cluster.env
+    else:
+        main, master = ALONE[name]
+        jar = job_server_jar(fetch_jars(name), main, folder)
+        flags = [f"--runner={name}", master, f"--{name}_job_server_jar={jar}", "--parallelism=2"]
+        yield flags, {"JAVA_TOOL_OPTIONS": " ".join(OPENS)}
+
+
 @pytest.mark.parametrize("kind", ["text", "images"])
-@pytest.mark.parametrize("engine", ENGINES)
 def test_a_build_is_that_of_this_machine(engine, kind, corpora, tmp_path):
-    main, master = ENGINES[engine]
-    jar = job_server_jar(fetch_jars(engine), main, tmp_path)
-    flags = [f"--runner={engine}", master, f"--{engine}_job_server_jar={jar}", "--parallelism=2"]
-    opened = " ".join(OPENS)
+    flags, variables = engine
     here = build(corpora[kind], tmp_path / "here")
     assert sum(name.endswith(".tar") for name in here) > 2
-    assert build(corpora[kind], tmp_path / "there", *flags, JAVA_TOOL_OPTIONS=opened) == here
+    assert build(corpora[kind], tmp_path / "there", *flags, **variables) == here
