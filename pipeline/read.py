@@ -1,6 +1,7 @@
 """Stage: portions of the corpus -> batches of documents."""
 
 import importlib
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import apache_beam as beam
 
 from pipeline.batch import Batch
 from pipeline.corpus import CorpusConfig, Portion
+from pipeline.refused import RefusedError
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,7 +27,18 @@ class ReadCorpus(beam.PTransform):  # type: ignore[misc]
 
 
 def read_portion(portion: Portion, *, format: str, config: CorpusConfig) -> Iterator[Batch]:
-    """The batches of a portion, read by the module `pipeline/readers/<format>.py`."""
+    """The batches of a portion, read by the module `pipeline/readers/<format>.py`.
+
+    Raises:
+        RefusedError: a file of the corpus is not on this machine.
+    """
     reader = importlib.import_module(f"pipeline.readers.{format}")
-    batches: Iterator[Batch] = reader.read(portion, config)
-    return batches
+    try:
+        yield from reader.read(portion, config)
+    except FileNotFoundError as error:
+        if error.filename is None:  # of a URL, which the error names
+            raise
+        raise RefusedError(
+            f"a worker on {socket.gethostname()} does not see {error.filename}, which was there "
+            "when the corpus was listed: workers need it at the same path, or at a URL"
+        ) from None

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -113,3 +114,18 @@ def test_the_image_of_workers_is_the_one_that_the_cluster_runs():
     for path in ("launch/worker.Dockerfile", COMPOSE):
         (built,) = re.findall(r"docker build \S+ \S+ -t (\S+) ", (ROOT / path).read_text())
         assert pools == {built}
+
+
+def test_the_image_is_built_of_what_pip_needs_and_no_more():
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in lines
+    sent = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = named["tool"]["setuptools"]["packages"]["find"]["include"]
+    files = [named["project"]["readme"], *named["project"]["license-files"]]
+    assert sent == {
+        *(package.rstrip("*") for package in packages),
+        *files,
+        "constraints.txt",
+        "pyproject.toml",
+    }

@@ -1,8 +1,14 @@
 """The first stage, by piping a list of portions."""
 
+import re
+import socket
+
+import pytest
+
 from pipeline.corpus import plan_portions
-from pipeline.read import ReadCorpus
+from pipeline.read import ReadCorpus, read_portion
 from pipeline.readers import jsonl
+from pipeline.refused import RefusedError
 
 
 def test_every_portion_gives_its_documents_and_one_last_batch(tmp_path):
@@ -22,6 +28,17 @@ def test_every_portion_gives_its_documents_and_one_last_batch(tmp_path):
         (2, True, [("b.jsonl", 0)], [("invalid_json", "b.jsonl", 14)]),
         (3, True, [], []),
     ]
+
+
+def test_a_machine_that_does_not_see_the_corpus_is_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n')
+    config = jsonl.Config(path=(str(tmp_path),))
+    (portion,) = plan_portions(jsonl, config)
+    path.unlink()
+    told = f"^a worker on {socket.gethostname()} does not see {re.escape(str(path))}, which was"
+    with pytest.raises(RefusedError, match=told):
+        list(read_portion(portion, format="jsonl", config=config))
 
 
 def _content(batch):
