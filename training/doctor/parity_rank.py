@@ -109,7 +109,8 @@ def _train(
     rows: int, *, accumulation: int = 1, ema_decay: float = 0.0, **settings: Any
 ) -> list[float]:
     """By the engine, each rank its rows."""
-    config = Config(**{"precision": "fp32", "max_grad_norm": 1.0} | settings)
+    options: dict[str, Any] = {"precision": "fp32", "max_grad_norm": 1.0} | settings
+    config = Config(**options)
     with construction(config):
         model = _build_model()
     if config.zero_init:  # a GPU has drawn others
