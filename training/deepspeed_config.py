@@ -55,7 +55,9 @@ class Config:
     """
     zero_init: bool = False
     """ZeRO stage 3: weights are partitioned while the model is built, so that no process ever holds
-    them all. The same seed draws other weights than without.
+    them all. They are drawn where the ranks compute: on CPUs the same seed draws the same weights
+    as without, for any number of ranks (but, in 16 bits, for the last 16 elements of a weight whose
+    number of elements is no multiple of 16), on GPUs others, with the generator of the GPU.
     """
     hpz_partition_size: int = 1
     """ZeRO++ at stage 3: ranks of a node, a divisor of the world size, that hold a second copy of
