@@ -11,7 +11,9 @@ from configs.redact import redact
 
 Schema = TypeVar("Schema")
 AGAIN = 1
-"""The exit code of what another start may mend; 2, of a mistake, is what no start does."""
+"""The exit code of what another start may mend."""
+MISTAKE = 2
+"""That of what no start does: a mistake, a refusal, a run that was to stop."""
 MISTAKES = (
     ValueError,
     FileNotFoundError,
@@ -97,12 +99,17 @@ def run(main: Callable[[], None], *, who: str = "") -> None:
     try:
         main()
     except (ValueError, OSError) as error:
-        fail(f"{who}error: {error}", code=2 if isinstance(error, MISTAKES) else AGAIN)
+        fail(f"{who}error: {error}", code=exit_code(error))
     except ImportError as error:  # of a store's package, which fsspec imports when it is asked for
         extras = "pip install 'millrace[s3]', 'millrace[gcs]' or 'millrace[http]'"
         fail(f"{who}error: {' '.join(str(error).split())}; see {extras}")
     except KeyboardInterrupt:
         fail("interrupted", code=130)
+
+
+def exit_code(error: BaseException) -> int:
+    """That of a program which ends with this error."""
+    return MISTAKE if isinstance(error, (*MISTAKES, ImportError)) else AGAIN
 
 
 def find(path: str) -> Path:
@@ -112,7 +119,7 @@ def find(path: str) -> Path:
     return carried if not given.exists() and carried.is_file() else given
 
 
-def fail(message: str, *, code: int = 2) -> NoReturn:
+def fail(message: str, *, code: int = MISTAKE) -> NoReturn:
     """Print one line to stderr, without credentials, and exit."""
     sys.stderr.write(f"{redact(message)}\n")
     sys.exit(code)

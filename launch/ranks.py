@@ -24,7 +24,9 @@ class Config:
     env: tuple[str, ...] = ()
     """Environment of the ranks, as `NCCL_SOCKET_IFNAME=eth0`."""
     restarts: int = 0
-    """Start all ranks again so many times where one fails; by torchrun's elastic agent alone."""
+    """Start all ranks again so many times where one crashes, hangs or is killed, not behind a
+    mistake; by torchrun's elastic agent alone.
+    """
     port: int = 29500
     """Where ranks meet, on the first machine; torchrun's agent of one machine takes a free one."""
 

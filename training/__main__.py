@@ -27,7 +27,7 @@ DOC = """Train a model on a dataset with DeepSpeed ZeRO.
 
   deepspeed --module training CONFIG [key=value ...]     on all devices of this machine
   torchrun --nproc_per_node N -m training CONFIG         the same, by torch's launcher
-  python -m training --restarts N CONFIG                 the same, and again where a rank fails
+  python -m training --restarts N CONFIG                 the same, and again where a rank crashes
   python -m training CONFIG                              one process"""
 
 

@@ -34,7 +34,7 @@ class Config:
     matrix products and attention, `offload` its input, in the memory of the host.
     """
     activation_checkpointing_every_n: int = 2
-    """n of activation_checkpointing=every_n; 1 is `full`."""
+    """n of activation_checkpointing=every_n alone; 1 is `full`."""
     compile: Literal["none", "blocks", "model", "deepcompile"] = "none"
     """`blocks` compiles each block by torch.compile, at ZeRO stages 0 to 2; `model` compiles model
     and loss as one, which a GPU replays as CUDA graphs, at stage 0: for small models, whose kernels
@@ -55,7 +55,9 @@ class Config:
     """
     zero_init: bool = False
     """ZeRO stage 3: weights are partitioned while the model is built, so that no process ever holds
-    them all. The same seed draws other weights than without.
+    them all. They are drawn where the ranks compute: on CPUs the same seed draws the same weights
+    as without, for any number of ranks (but, in 16 bits, for the last 16 elements of a weight whose
+    number of elements is no multiple of 16), on GPUs others, with the generator of the GPU.
     """
     hpz_partition_size: int = 1
     """ZeRO++ at stage 3: ranks of a node, a divisor of the world size, that hold a second copy of
@@ -77,14 +79,17 @@ class Config:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global L2 norm; 0 leaves them as they are."""
     reduce_in_fp32: bool = True
-    """Gradients are summed over ranks in fp32; else in `precision`, half the traffic and rounded.
+    """Gradients are summed over ranks in fp32; else in `precision`, bf16 or fp16, half the traffic
+    and rounded.
     """
     bucket_elements: int = 50_000_000
-    """Largest communication bucket, elements; smaller models use smaller ones."""
+    """Largest communication bucket at ZeRO stages 1 to 3, elements; smaller models use smaller
+    ones.
+    """
     initial_loss_scale_power: int = 16
-    """fp16: the loss scale starts at 2 to this power."""
+    """fp16 alone: the loss scale starts at 2 to this power."""
     loss_scale_window: int = 1000
-    """fp16: the loss scale doubles after so many steps without an overflow."""
+    """fp16 alone: the loss scale doubles after so many steps without an overflow."""
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
@@ -112,6 +117,7 @@ class Config:
         self._check_stages()
         self._check_offload()
         self._check_tensor_parallel()
+        self._check_effects()
 
     @property
     def ranks_per_sample(self) -> int:
@@ -202,6 +208,23 @@ class Config:
                 raise ValueError(
                     f"tensor_parallel_size={self.tensor_parallel_size} does not go with "
                     f"{name}={found}; use {', '.join(map(str, values))}"
+                )
+
+    def _check_effects(self) -> None:
+        """Refuse a value that nothing looks at: who set it expects something of it."""
+        looks: dict[str, tuple[str, tuple[Any, ...]]] = {
+            "activation_checkpointing_every_n": ("activation_checkpointing", ("every_n",)),
+            "bucket_elements": ("zero_stage", (1, 2, 3)),
+            "reduce_in_fp32": ("precision", ("bf16", "fp16")),
+            "initial_loss_scale_power": ("precision", ("fp16",)),
+            "loss_scale_window": ("precision", ("fp16",)),
+        }
+        for name, (key, values) in looks.items():
+            value, default, found = getattr(self, name), getattr(Config, name), getattr(self, key)
+            if value != default and found not in values:
+                raise ValueError(
+                    f"{name}={value} has no effect at {key}={found}, only at "
+                    f"{', '.join(map(str, values))}; leave it at {default}"
                 )
 
 

@@ -137,8 +137,9 @@ class Engine:
         wish = total.new_tensor(float(self.wishes_stop()))
         total, wishes = distributed.sum_over_ranks(torch.stack([total, wish])).unbind()  # () each
         loss = total / self.ranks_per_group / divisor
+        loss_scale = self._loss_scale()  # the update changes it
         with self.gate.asking(lambda grad_norm: self.admits(float(loss), grad_norm)):
-            grad_norm, skipped = self._update()
+            grad_norm, skipped = self._update(loss_scale)
         if self.average and not skipped:
             self.average.update(self.partition.masters())
         return StepResult(
@@ -146,7 +147,7 @@ class Engine:
             num_targets=num_targets,
             grad_norm=grad_norm,
             skipped=skipped,
-            loss_scale=self._loss_scale(),
+            loss_scale=loss_scale,
             wants_stop=bool(wishes),
         )
 
@@ -261,9 +262,9 @@ class Engine:
             # It would end the run at its least scale; section `anomalies` has a limit instead.
             optimizer.loss_scaler.raise_error_at_min_scale = False
 
-    def _update(self) -> tuple[torch.Tensor | float, bool]:
+    def _update(self, loss_scale: float) -> tuple[torch.Tensor | float, bool]:
         """The optimizer's part of a step: the gradient norm, and whether the step was skipped."""
-        scale, skipped_steps = self._loss_scale(), self.deepspeed.skipped_steps
+        skipped_steps = self.deepspeed.skipped_steps
         if self.config.zero_stage > 0:
             self.deepspeed.step()
             skipped = self.deepspeed.skipped_steps > skipped_steps
@@ -274,10 +275,9 @@ class Engine:
             if skipped:
                 self.deepspeed.zero_grad()  # no gradients, no update
             self.deepspeed.step()
-            skipped |= self._loss_scale() < scale
-        if self.gate.refused is not None:
-            return self.gate.refused, True
-        return math.inf if skipped else norm, skipped
+            skipped |= self._loss_scale() < loss_scale
+        refused = self.gate.refused
+        return (math.inf if skipped else norm, skipped) if refused is None else (refused, True)
 
     def _clip(self) -> torch.Tensor:
         """Stage 0: clip by torch and return the norm; DeepSpeed clips there without telling it."""

@@ -1,8 +1,9 @@
 """`python -m training --restarts N ...`: our launcher of ranks on this machine, torchrun's agent.
 
 A rank that ends with an error, or is killed, ends the others, and all start again from the last
-good checkpoint, up to N times. SIGTERM and SIGUSR1 are passed on to the ranks, which stop with a
-checkpoint; torchrun itself would end its ranks 30 s later, and with an error.
+good checkpoint, up to N times; behind a mistake, or where the run was to stop, they do not. SIGTERM
+and SIGUSR1 are passed on to the ranks, which stop with a checkpoint; torchrun itself would end its
+ranks 30 s later, and with an error.
 """
 
 import argparse
@@ -10,19 +11,24 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from configs.command import AGAIN, fail
+from configs.command import AGAIN, MISTAKE, fail
 from training import distributed
 from training.stop import SAME_SECONDS, SIGNALS
 
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
 USAGE = """The launcher of `python -m training`:
 
-  --restarts N            start all ranks again, up to N times, where one ends with an error
+  --restarts N            start all ranks again, up to N times, where one crashes, hangs or is
+                          killed; not behind exit code 2: a mistake, or anomalies that stop a run
   --nproc-per-node K      ranks on this machine: a number, or auto (default): its GPUs or cores
   --nnodes N or MIN:MAX   machines; each runs this command
   --rdzv-endpoint HOST:PORT   where they meet, with more than one machine; HOST is one of them
@@ -59,6 +65,7 @@ def launch(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     )
     from torch.distributed.elastic.rendezvous.api import RendezvousError  # noqa: PLC0415
 
+    _end_at_mistakes()
     distributed.hand_to_ranks()
     handler = _PassOn()
     for number in SIGNALS:
@@ -83,13 +90,44 @@ def launch(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     except SignalException as error:  # Ctrl-C, or the terminal is gone
         fail("interrupted", code=128 + error.sigval)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        code = failure.exitcode
-        how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        _tell_failure(error, options.restarts)
+
+
+def _end_at_mistakes() -> None:
+    """Let the agent start ranks again behind no mistake; torchrun's does behind any code but 0."""
+    from torch.distributed.elastic.agent.server.local_elastic_agent import (  # noqa: PLC0415
+        LocalElasticAgent,
+    )
+    from torch.distributed.launcher import api  # noqa: PLC0415
+
+    class Agent(LocalElasticAgent):
+        def _monitor_workers(self, worker_group: Any) -> Any:
+            result = super()._monitor_workers(worker_group)
+            if _mistaken(result.failures):
+                self._remaining_restarts = 0
+            return result
+
+    api.LocalElasticAgent = Agent  # type: ignore[attr-defined]
+
+
+def _mistaken(failures: Mapping[int, Any]) -> list[int]:
+    """Ranks that ended with the code of a mistake."""
+    return [rank for rank, failure in failures.items() if failure.exitcode == MISTAKE]
+
+
+def _tell_failure(error: "ChildFailedError", restarts: int) -> None:
+    if mistaken := _mistaken(error.failures):
         fail(
-            f"error: rank {rank} {how}, after {options.restarts} restarts; its error is above",
-            code=1 if code < 0 else code,
+            f"error: rank {min(mistaken)} ended with code {MISTAKE}, which no restart mends; its "
+            "error is above"
         )
+    rank, failure = error.get_first_failure()
+    code = failure.exitcode
+    how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    fail(
+        f"error: rank {rank} {how}, after {restarts} restarts; its error is above",
+        code=AGAIN if code < 0 else code,
+    )
 
 
 class _PassOn:

@@ -18,6 +18,8 @@ class StepResult:
     skipped: bool
     """The optimizer did not step and changed nothing: the norm is not finite, or was refused."""
     loss_scale: float
-    """Of fp16; 1 otherwise."""
+    """Of fp16, by which this step's loss was multiplied: an overflow lowers that of the next step,
+    and good steps raise it. 1 otherwise.
+    """
     wants_stop: bool = False
     """Some rank wishes that the run stops behind this step."""

@@ -102,7 +102,8 @@ def refuse(stage, precision):
     """
     with_fp16(precision == "fp16")
     try:
-        config = Config(zero_stage=stage, precision=precision, initial_loss_scale_power=3)
+        scale = {"initial_loss_scale_power": 3} if precision == "fp16" else {}
+        config = Config(zero_stage=stage, precision=precision, **scale)
         engine = build_line(config, accumulation=2, with_adam=True)
         asked = []
         engine.admits = lambda loss, norm: asked.append((loss, norm)) or norm < 50

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import engine_line as line
 import engine_parts as parts
 import engine_worker as worker
 import torch
@@ -94,6 +95,28 @@ def zero_init(precision):
         gradient_accumulation_steps=parts.GLOBAL_BATCH // 2 // distributed.world_size(),
     )
     return {"held": sum(sizes)} | parts.take_steps(engine, range(5))
+
+
+def drawn(precision):
+    """The initial weights of one seed, without zero_init and with it."""
+    line.with_fp16(precision == "fp16")
+    found = []
+    try:
+        for is_partitioned in (False, True):
+            config = Config(zero_stage=3, precision=precision, zero_init=is_partitioned)
+            with engines.construction(config):
+                model = parts.build_model()
+            engine = engines.Engine(
+                Objective(model, parts.build_task()),
+                build_optimizer(model, OptimizerConfig()),
+                config,
+                micro_batch_size=1,
+                gradient_accumulation_steps=1,
+            )
+            found.append(line.weights(engine))
+    finally:
+        line.with_fp16(False)
+    return found
 
 
 def compiled(stage, mode):

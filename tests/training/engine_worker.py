@@ -82,9 +82,11 @@ def cases(folder):
             found[f"refuse {precision} zero{stage}"] = partial(refuse, stage, precision)
         found[f"full disk zero{stage}"] = partial(full_disk, folder, stage)
         found[f"layer decay zero{stage}"] = partial(layer_decay, folder, stage)
-    if distributed.world_size() > 1:
-        import engine_options  # it takes what is here
+    import engine_options  # it takes what is here
 
+    for precision in ("fp32", "bf16", "fp16"):
+        found[f"drawn {precision}"] = partial(engine_options.drawn, precision)
+    if distributed.world_size() > 1:
         found |= engine_options.cases(folder)
         for stage in STAGES:
             found |= cases_of_two_ranks(stage)

@@ -101,8 +101,9 @@ def test_low_precision_accumulates_in_fp32(stage, precision):
 @every_combination
 def test_ranks_sum_in_fp32_unless_told_otherwise(stage, precision):
     assert build(stage, precision)["communication_data_type"] == "fp32"
-    config = build(stage, precision, reduce_in_fp32=False)
-    assert config["communication_data_type"] == precision
+    if precision != "fp32":
+        config = build(stage, precision, reduce_in_fp32=False)
+        assert config["communication_data_type"] == precision
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -133,9 +134,10 @@ def test_deepspeed_prints_nothing_and_uses_no_removed_key(stage, precision):
 @every_combination
 @pytest.mark.parametrize("num_parameters", [1, 1000, 999, 7_000_000_000])
 def test_buckets_fit_the_model(stage, precision, num_parameters):
-    config = build(stage, precision, num_parameters=num_parameters, bucket_elements=5000)
+    largest = 5000 if stage else Config.bucket_elements  # of stage 0, which looks at none
+    config = build(stage, precision, num_parameters=num_parameters, bucket_elements=largest)
     zero = config["zero_optimization"]
-    bucket = 2 * -(-min(5000, num_parameters) // 2)  # even, or DeepSpeed refuses it
+    bucket = 2 * -(-min(largest, num_parameters) // 2)  # even, or DeepSpeed refuses it
     assert zero["reduce_bucket_size"] == zero["allgather_bucket_size"] == bucket
     if stage == 3:
         assert zero["stage3_prefetch_bucket_size"] == bucket
@@ -249,3 +251,34 @@ def test_what_a_device_cannot_do(settings):
     check_device(config, "cuda", computes_fp16=True)
     with pytest.raises(ValueError, match=next(iter(settings))):
         check_device(config, "cpu", computes_fp16=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            {"activation_checkpointing": "full", "activation_checkpointing_every_n": 3},
+            "activation_checkpointing_every_n=3 has no effect at activation_checkpointing=full, "
+            "only at every_n; leave it at 2",
+        ),
+        (
+            {"zero_stage": 0, "bucket_elements": 5000},
+            "bucket_elements=5000 has no effect at zero_stage=0, only at 1, 2, 3; leave it at 5",
+        ),
+        (
+            {"precision": "fp32", "reduce_in_fp32": False},
+            "reduce_in_fp32=False has no effect at precision=fp32, only at bf16, fp16; leave it at",
+        ),
+        (
+            {"initial_loss_scale_power": 8},
+            "initial_loss_scale_power=8 has no effect at precision=bf16, only at fp16; leave it at",
+        ),
+        (
+            {"precision": "fp32", "loss_scale_window": 77},
+            "loss_scale_window=77 has no effect at precision=fp32, only at fp16; leave it at 1000",
+        ),
+    ],
+)
+def test_a_value_that_nothing_looks_at_is_refused(settings, told):
+    with pytest.raises(ValueError, match=f"^{told}"):
+        Config(**settings)

@@ -75,6 +75,17 @@ def test_zero_init_never_holds_the_weights_and_trains_the_same(two_ranks, precis
     assert_same_steps(ours, two_ranks[name])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("world", ["one_rank", "two_ranks"])
+def test_zero_init_draws_the_same_weights_on_a_cpu(request, world, precision):
+    """With the generator of the CPU, as without; on a GPU it draws with the GPU's."""
+    without, ours = request.getfixturevalue(world)[f"drawn {precision}"]
+    assert without.keys() == ours.keys()
+    for name, weight in without.items():
+        assert torch.equal(ours[name], weight), name
+    assert ours["embedding.weight"].std() > 0
+
+
 def test_a_secondary_partition_changes_no_number(two_ranks):
     ours, others = two_ranks["secondary partition"], two_ranks["bf16 zero3"]
     assert ours["losses"] == others["losses"]

@@ -287,7 +287,10 @@ def test_changed_optimizer_options_have_their_effect_on_resume(train, copy, tmp_
 
 
 def test_resume_required_and_resume_never(train, copy):
-    assert_one_line(train("resume=required"), "resume=required, but", "holds no checkpoint")
+    mistyped = copy.parent / "runs/mistyped"
+    answer = train(f"run_dir={mistyped}", "resume=required")
+    assert_one_line(answer, "resume=required, but", "holds no checkpoint")
+    assert not mistyped.parent.exists()
     assert_one_line(
         train(f"run_dir={copy}", "resume=never"), "resume=never, but", "another run_dir"
     )

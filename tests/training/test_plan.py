@@ -187,6 +187,14 @@ def test_the_search_compiles_blocks_where_they_can_be(wished, at_stage_3):
     assert compiled == {1: wished, 2: wished, 3: at_stage_3}
 
 
+def test_the_search_leaves_n_to_every_n():
+    words = "engine.activation_checkpointing=every_n engine.activation_checkpointing_every_n=3"
+    plans = search(load(*words.split()), Machine(world_size=8), num_plans=100)
+    engines = {plan.config.engine for plan in plans}
+    every = {(e.activation_checkpointing, e.activation_checkpointing_every_n) for e in engines}
+    assert {("none", 2), ("full", 2), ("every_n", 3)} <= every
+
+
 def test_less_memory_takes_a_slower_plan():
     best = [
         search(load("batch.global_batch_size=64"), Machine(memory_gib=gib), num_plans=1)[0]

@@ -7,6 +7,26 @@ import pytest
 
 from training import restarts
 
+RESTARTED = "attempts left"
+"""What torchrun's agent logs in front of a restart."""
+
+
+@pytest.fixture
+def start(write_config, environment, tmp_path):
+    """Start `python -m training --restarts 2` with overrides; the process."""
+
+    def run(*words):
+        return subprocess.Popen(
+            [sys.executable, "-m", "training", "--restarts", "2", write_config()]
+            + [f"run_dir={tmp_path}/run", *words],
+            env=environment | {"LOGLEVEL": "INFO"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return run
+
 
 def test_what_is_the_launchers_and_what_is_for_ranks():
     words = ["--nproc-per-node", "2", "a.yaml", "--restarts=3", "num_steps=4", "--dry-run"]
@@ -30,6 +50,26 @@ def test_mistakes(words, told, capsys):
         restarts.split(words)
     assert end.value.code == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["resume=required"], "error: resume=required, but "),
+        (
+            ["optimizer.peak_learning_rate=1e38", "anomalies.nonfinite=stop"],
+            "the run stops before it changed a weight (anomalies.nonfinite=stop)",
+        ),
+    ],
+)
+def test_neither_a_mistake_nor_a_deliberate_stop_is_started_again(start, words, told):
+    ranks = start("--nproc-per-node", "2", *words)
+    log, _ = ranks.communicate(timeout=120)
+    assert ranks.returncode == 2, log
+    assert told in log
+    assert "ended with code 2, which no restart mends; its error is above" in log
+    assert RESTARTED not in log
 
 
 @pytest.mark.slow

@@ -35,11 +35,16 @@ AsyncIOBuilder().load(verbose=False)
 
 
 @pytest.fixture(scope="module")
-def found(run_ranks, environment, tmp_path_factory):
+def operator(environment):
+    """DeepSpeed's, for files; it compiles for minutes on a busy machine, the first time."""
     if not has_libaio():
         pytest.skip("needs g++ and libaio-dev")
-    words = [sys.executable, "-c", COMPILE]  # minutes on a busy machine, the first time
+    words = [sys.executable, "-c", COMPILE]
     subprocess.run(words, env=environment, capture_output=True, check=True, timeout=1500)
+
+
+@pytest.fixture(scope="module")
+def found(run_ranks, operator, tmp_path_factory):
     out = tmp_path_factory.mktemp("nvme") / "losses.pt"
     run_ranks("nvme_worker.py", out, world_size=2)
     return torch.load(out, weights_only=False)
@@ -73,6 +78,30 @@ class TestTwoRanks:
         assert ours.keys() >= others.keys()
         for name, weight in others.items():
             torch.testing.assert_close(ours[name], weight, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2100)
+def test_a_run_goes_on_behind_its_checkpoint(operator, environment, write_config, tmp_path):
+    """With the losses of the unbroken one, bitwise, and without the files of the killed one."""
+    files = tmp_path / "files"
+    model = "{name: transformer, vocab_size: 32, d_model: 384, num_layers: 1, num_heads: 2}"
+    config = write_config(model=model, engine="{zero_stage: 3, precision: fp32}", evaluation="{}")
+    words = [f"run_dir={tmp_path}/run", "engine.offload_optimizer=nvme", f"engine.nvme_dir={files}"]
+    command = [sys.executable, "-m", "training", config, *words]
+    rows = []
+    for number in range(2):
+        answer = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False
+        )
+        assert answer.returncode == 0, answer.stderr
+        assert ("resumed from" in answer.stdout) == (number > 0)
+        assert any("exp_avg" in path.name for path in files.rglob("*.swp"))
+        rows.append((tmp_path / "run/metrics.jsonl").read_text())
+        shutil.rmtree(files)
+        shutil.rmtree(tmp_path / "run/checkpoints/step-00000006")
+    assert rows[0] == rows[1]
+    assert len(set(rows[0].splitlines())) == 6
 
 
 def builder(*, compatible=True):

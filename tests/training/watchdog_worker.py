@@ -40,6 +40,8 @@ def main(what):
 
 
 def befall(what):
+    if what == "mistake":
+        raise ValueError("a is 3; it must be 4")
     if what == "error":
         raise KeyError("no such thing\nsecond line")
     if what in ("hang", "wait"):

@@ -20,11 +20,12 @@ from training.doctor.deepspeed_file import check_deepspeed_file
 from training.doctor.finding import show
 from training.doctor.installation import check_installation, describe_torch
 from training.doctor.machine import check_devices, check_disk
-from training.doctor.parity import check_parity
+from training.doctor.parity import cases_of, check_parity
 from training.doctor.run_config import check_config
 
 DOC = """Check the installation, this machine, a config, and that every way to train gives the same
-losses: ZeRO stages, one rank and several, accumulation, activation checkpointing, compilation.
+losses: ZeRO stages, one rank and several, accumulation, activation checkpointing, compilation,
+zero_init, the average of the weights; bf16 and, where the device computes it, fp16 within rounding.
 
   python -m training.doctor                                this machine
   python -m training.doctor CONFIG [key=value ...]         and whether this run can start on it
@@ -54,7 +55,8 @@ def main() -> None:
         console.print(
             f"training a tiny model in every way, on 1 and on {ranks} ranks: a minute ..."
         )
-        faults += show("parity", check_parity(ranks), console)
+        names = cases_of("cuda" if torch.cuda.is_available() else "cpu")
+        faults += show("parity", check_parity(ranks, names), console)
     console.print(f"{faults} fault{'' if faults == 1 else 's'}" if faults else "no fault")
     sys.exit(1 if faults else 0)
 

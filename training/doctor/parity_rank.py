@@ -1,10 +1,11 @@
 """A rank of `training.doctor.parity`: `python -m training.doctor.parity_rank OUT ROWS CASE ...`."""
 
+import copy
 import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from training import distributed
 from training.activation_checkpointing import apply_activation_checkpointing
 from training.compilation import compile_objective
 from training.deepspeed_config import Config
-from training.doctor.parity import CASES, Result
-from training.engine import Engine, initialize_distributed
+from training.doctor.parity import CASES, EMA_DECAY, Result
+from training.engine import Engine, assign_weights, construction, initialize_distributed
 from training.models import transformer
 from training.objective import MicroBatch, Objective
 from training.optimizer import Config as OptimizerConfig
@@ -36,7 +37,8 @@ def main() -> None:
     """Run all cases; rank 0 writes the results."""
     initialize_distributed()
     out, rows = Path(sys.argv[1]), int(sys.argv[2])
-    results = {"reference": _safely(partial(_train_plainly, rows))}
+    results = {"average": _safely(partial(_train_plainly, rows))}
+    results["reference"] = replace(results["average"], losses=results["average"].losses[:NUM_STEPS])
     for name in sys.argv[3:]:
         results[name] = _safely(partial(_train, rows, **CASES[name]))
     if distributed.world_size() > 1:
@@ -74,15 +76,14 @@ def _global_batch(step: int, rows: int) -> MicroBatch:
 
 
 def _train_plainly(rows: int) -> list[float]:
-    """By torch alone, the whole batch at once."""
+    """By torch alone, the whole batch at once; behind the steps, with the average of weights."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = _build_model().to(device)
+    averaged = copy.deepcopy(model)
     optimizer = build_optimizer(model, OptimizerConfig())
     losses = []
     for step in range(NUM_STEPS):
-        batch = {name: each.to(device) for name, each in _global_batch(step, rows).items()}
-        logits = model(batch["tokens"]).flatten(0, 1)  # (B T, V)
-        loss = F.cross_entropy(logits, batch["targets"].flatten())
+        loss = _plain_loss(model, _global_batch(step, rows), device)
         loss.backward()  # type: ignore[no-untyped-call]
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE
@@ -90,14 +91,35 @@ def _train_plainly(rows: int) -> list[float]:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
+        decay = min(EMA_DECAY, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for mean, weight in zip(averaged.parameters(), model.parameters(), strict=True):
+                mean.mul_(decay).add_((1 - decay) * weight)
+    with torch.no_grad():
+        losses.append(_plain_loss(averaged, _global_batch(NUM_STEPS, rows), device).item())
     return losses
 
 
-def _train(rows: int, *, accumulation: int = 1, **settings: Any) -> list[float]:
+def _plain_loss(model: transformer.Model, batch: MicroBatch, device: str) -> torch.Tensor:
+    logits = model(batch["tokens"].to(device)).flatten(0, 1)  # (B T, V)
+    return F.cross_entropy(logits, batch["targets"].to(device).flatten())
+
+
+def _train(
+    rows: int, *, accumulation: int = 1, ema_decay: float = 0.0, **settings: Any
+) -> list[float]:
     """By the engine, each rank its rows."""
-    config = Config(precision="fp32", max_grad_norm=1.0, **settings)
-    model = _build_model()
-    apply_activation_checkpointing(model.blocks, config.activation_checkpointing)
+    options: dict[str, Any] = {"precision": "fp32", "max_grad_norm": 1.0} | settings
+    config = Config(**options)
+    with construction(config):
+        model = _build_model()
+    if config.zero_init:  # a GPU has drawn others
+        assign_weights(model, _build_model().state_dict())
+    apply_activation_checkpointing(
+        model.blocks,
+        config.activation_checkpointing,
+        every_n=config.activation_checkpointing_every_n,
+    )
     task = causal_lm.Task(causal_lm.Config(), vocab_size=VOCABULARY, end_of_document=0)
     objective = Objective(model, task)
     compile_objective(objective, config.compile)
@@ -108,17 +130,26 @@ def _train(rows: int, *, accumulation: int = 1, **settings: Any) -> list[float]:
         config,
         micro_batch_size=share // accumulation,
         gradient_accumulation_steps=accumulation,
+        ema_decay=ema_decay,
     )
-    first, micro = distributed.rank() * share, share // accumulation
-    losses = []
-    for step in range(NUM_STEPS):
-        batch = _global_batch(step, rows)
-        batches = [
-            {name: each[start : start + micro] for name, each in batch.items()}
-            for start in range(first, first + share, micro)
-        ]
-        losses.append(float(engine.train_step(batches, LEARNING_RATE).loss))
+    batches = partial(_own_batches, rows=rows, micro=share // accumulation)
+    losses = [
+        float(engine.train_step(batches(step), LEARNING_RATE).loss) for step in range(NUM_STEPS)
+    ]
+    if ema_decay:
+        with engine.averaged():
+            losses.append(float(engine.evaluate(batches(NUM_STEPS))[1]["loss"]))
     return losses
+
+
+def _own_batches(step: int, *, rows: int, micro: int) -> list[MicroBatch]:
+    """This rank's share of a global batch, in micro batches."""
+    batch, share = _global_batch(step, rows), rows // distributed.world_size()
+    first = distributed.rank() * share
+    return [
+        {name: each[start : start + micro] for name, each in batch.items()}
+        for start in range(first, first + share, micro)
+    ]
 
 
 def _measure_all_reduce() -> list[float]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn
 
+from configs.command import AGAIN, exit_code
 from training import distributed
 from training.peers import Peers, is_of_a_collective
 from training.stop import Stop
@@ -63,6 +64,8 @@ class Watchdog(Hook):
         self.stop = stop
         self.cause = ""
         """Why the run ends, if another rank is the reason."""
+        self._code = AGAIN
+        """That of the rank which is the reason: a launcher may see ours first."""
         self._own_failure = f"rank {distributed.rank()} failed:"
         self._ending = threading.Lock()
         self._step, self._is_first, self._began = 0, True, math.inf
@@ -100,7 +103,7 @@ class Watchdog(Hook):
             self._caused.wait(IMPATIENT_SECONDS + 5)
             self._end(self.cause or f"a collective failed: {first_line}")
         elif isinstance(error, Exception):
-            self._fail(f"{self._own_failure} {type(error).__name__}: {first_line}")
+            self._fail(f"{self._own_failure} {type(error).__name__}: {first_line}", error)
 
     def before_step(self) -> None:
         """From here on it may hang."""
@@ -115,8 +118,9 @@ class Watchdog(Hook):
         self._closed.set()
         self._thread.join()
 
-    def _fail(self, text: str) -> None:
+    def _fail(self, text: str, error: Exception) -> None:
         try:
+            self._main_peers.tell("code", str(exit_code(error)))
             self._main_peers.tell("failed", text)
         except RuntimeError:
             return  # nobody is left to hear it
@@ -130,6 +134,8 @@ class Watchdog(Hook):
                 self._peers.update(f"beat {rank}", str(count))
                 self._look_for_hangs()
                 cause = self._peers.told("failed") or self._find_silent()
+                if cause:
+                    self._code = int(self._peers.told("code") or AGAIN)
             except RuntimeError:
                 cause = f"{distributed.store_holder()} {GONE}"
             if cause and not self._closed.is_set():
@@ -188,7 +194,7 @@ class Watchdog(Hook):
     def _end(self, cause: str) -> NoReturn:
         with self._ending:  # once, of two threads
             _write(f"rank {distributed.rank()}: ends, since {cause}\n")
-            os._exit(1)
+            os._exit(self._code)
 
 
 def _leave_together() -> RuntimeError | None:

@@ -255,12 +255,18 @@ def _kernel_workspace(tape: Tape, shape: BlockShape, num_tokens: int) -> int:
 def _attend_without_kernel(
     tape: Tape, heads: Value, shape: BlockShape, sequences: Sequences, kept: list[Buffer]
 ) -> Value:
-    """Dropout of attention has no kernel on the CPU: weights of all pairs, in fp32, three times."""
+    """Dropout of attention has no kernel on the CPU: weights of all pairs, in fp32, three times.
+
+    In 16 bits queries, keys and values in fp32 stay there to the end of the forward pass, beside
+    the scaled queries and the result in fp32, and weights come in 16 bits once more.
+    """
     num_tokens, numel = sequences.num_tokens, sequences.num_tokens * shape.num_attended
     pairs = FP32 * num_tokens * sequences.num_seen * shape.num_heads
     exact = [tape.book(FP32 * numel) for _ in range(3)]
     weights = [tape.book(pairs) for _ in range(3)]
     output = Value(tape.book(numel * heads.width), numel, heads.width, None)
+    if heads.width < FP32:
+        tape.ledger.visit(tape.kind, 5 * FP32 * numel + pairs // FP32 * heads.width)
     del kept
     return tape.record(
         (heads,),

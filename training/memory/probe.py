@@ -34,11 +34,11 @@ def shorten(config: TrainingConfig) -> TrainingConfig:
     """
     of_pass = config.batch.micro_batch_size * _num_shares(config)
     global_batch_size = of_pass * min(_accumulation(config), 2)
-    return replace(
-        config,
-        batch=replace(config.batch, global_batch_size=global_batch_size),
-        engine=replace(config.engine, initial_loss_scale_power=0),
-    )
+    engine = config.engine
+    if engine.precision == "fp16":
+        engine = replace(engine, initial_loss_scale_power=0)
+    batch = replace(config.batch, global_batch_size=global_batch_size)
+    return replace(config, batch=batch, engine=engine)
 
 
 def measure_peak(config: TrainingConfig) -> tuple[int, str]:

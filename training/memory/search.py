@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from training.config import TrainingConfig
+from training.deepspeed_config import Config as EngineConfig
 from training.memory.cost import Cost, estimate
 from training.memory.forward_backward import build_model
 from training.memory.machine import GIB, Machine
@@ -128,6 +129,10 @@ def _candidates(config: TrainingConfig, machine: Machine, of_rank: int) -> Itera
         stages, modes, _offloads(config.engine), sizes
     ):
         changes: dict[str, Any] = {"zero_stage": stage, "activation_checkpointing": mode, **offload}
+        if mode != "every_n":  # where its n has no effect, another than the default is refused
+            changes["activation_checkpointing_every_n"] = (
+                EngineConfig.activation_checkpointing_every_n
+            )
         if config.engine.compile in ("blocks", "model"):  # which stage 3 and stage 1 cannot
             changes["compile"] = "none" if stage == 3 else "blocks"
         try:

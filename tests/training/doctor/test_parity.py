@@ -26,6 +26,29 @@ def test_losses_beside_those_of_plain_torch(losses, verdict):
     assert finding.found.startswith("1 rank: off by 0.0e+00; 2 ranks:")
 
 
+@pytest.mark.parametrize(
+    ("name", "loss", "verdict"),
+    [
+        ("stage 2, bf16", 4.108, "ok"),
+        ("stage 2, bf16", 4.12, "fault"),
+        ("stage 0, fp16", 4.1015, "ok"),
+        ("stage 0, fp16", 4.108, "fault"),
+    ],
+)
+def test_16_bits_have_a_wider_tolerance_that_the_row_states(name, loss, verdict):
+    finding = judge(name, PLAIN, {1: Result([loss, 4.0, 3.9])})
+    precision = name[-4:]
+    states = {"bf16": "up to 1e-02 is the rounding of bf16", "fp16": "up to 2e-03 is the rounding"}
+    assert finding.verdict == verdict
+    assert states[precision] in finding.found
+
+
+def test_a_cpu_is_not_asked_for_fp16_that_it_does_not_compute():
+    on_cpu = parity.cases_of("cpu")
+    assert {*parity.cases_of("cuda")} - {*on_cpu} == {"stage 2, fp16"}
+    assert {"stage 0, fp16", "stage 2, bf16"} < {*on_cpu}
+
+
 def test_a_case_that_failed_tells_why():
     finding = judge("stage 2", PLAIN, {2: Result([], "RuntimeError: no kernel")})
     assert (finding.verdict, finding.found) == ("fault", "2 ranks: RuntimeError: no kernel")
@@ -33,7 +56,7 @@ def test_a_case_that_failed_tells_why():
 
 def test_a_rank_that_dies_is_a_finding(monkeypatch):
     monkeypatch.setattr(parity.sys, "executable", "/bin/false")
-    findings = list(parity.check_parity(2))
+    findings = list(parity.check_parity(2, ["stage 3, average of weights"]))
     assert [finding.verdict for finding in findings] == ["fault"]
     assert "1 ranks ended without results" in findings[0].found
 
@@ -52,7 +75,15 @@ def test_locks_of_killed_compilations(tmp_path, monkeypatch):
 def test_ways_to_train_on_one_rank_and_on_two(environment, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    names = ("stage 2, accumulation 4", "stage 3, selective")
+    names = (
+        "stage 2, accumulation 4",
+        "stage 3, selective",
+        "stage 2, every 2nd block",
+        "stage 3, zero_init",
+        "stage 3, average of weights",
+        "stage 2, bf16",
+        "stage 0, fp16",
+    )
     plain, *findings, bandwidth = parity.check_parity(2, names)
     assert (plain.verdict, plain.found.count(", ")) == ("ok", 3)
     assert [(each.verdict, each.what) for each in findings] == [("ok", name) for name in names]

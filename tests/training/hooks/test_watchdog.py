@@ -82,6 +82,14 @@ def test_the_error_of_a_rank_comes_first(ranks):
 
 
 @pytest.mark.slow
+def test_a_rank_that_ends_for_another_has_its_exit_code(ranks):
+    """The worker has no verb around it: an error of rank 1 itself is Python's code 1."""
+    codes, log = ranks("mistake").end()
+    assert codes == [2, 1]
+    assert "rank 0: ends, since rank 1 failed: ValueError: a is 3; it must be 4" in log
+
+
+@pytest.mark.slow
 def test_a_rank_that_is_gone_is_named(ranks):
     """Though its connections stay open, so that the other one waits in a collective."""
     (code,), log = ranks("freeze").end(without=1)

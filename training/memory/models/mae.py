@@ -70,9 +70,11 @@ class Model:
             keeping=keeping,
         )
         tape.enter("decoder embedding")
-        x = self._place(tape, features, num_images * num_patches * width)
+        seen = linear(tape, features, self.embedding, num_in=config.d_model)
+        del features
+        placed = self._place(tape, seen, num_images * num_patches * width)
         num_in_front = int(config.class_token)
-        x = concatenate(tape, x, num_images * num_in_front * width)
+        x = concatenate(tape, placed, num_images * num_in_front * width)
         sequences = Sequences(num_images, num_patches + num_in_front)
         num_before = len(self.encoder.blocks)
         x = run_blocks(
@@ -92,12 +94,12 @@ class Model:
         else:
             inner.node = x.node
         del x
-        return linear(tape, self._whole(tape, inner), self.head, num_in=width)
+        predicted = linear(tape, self._whole(tape, inner), self.head, num_in=width)
+        del seen, placed  # they have names in the decoder, which holds them to its end
+        return predicted
 
-    def _place(self, tape: Tape, features: Value, numel: int) -> Value:
+    def _place(self, tape: Tape, seen: Value, numel: int) -> Value:
         """The seen patches at their places, the mask token at all others, and where they stand."""
-        seen = linear(tape, features, self.embedding, num_in=self.config.d_model)
-        del features
         placed = Value(tape.book(numel * seen.width), numel, seen.width, None)
         token = ((self.mask_token, tape.weight_width),)
         size = seen.numel * seen.width
