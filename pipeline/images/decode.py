@@ -4,7 +4,7 @@
 |---|---|
 | orientation in EXIF | upright pixels; damaged EXIF counts as none |
 | ICC profile | converted to sRGB, perceptual intent; a damaged profile counts as none |
-| greyscale, 1 bit, palette | RGB |
+| greyscale, 1 bit, palette | RGB; stored bytes of 8-bit grey that need no change stay |
 | alpha, or a transparent colour | composed over `background`; such a colour of 2, 4 or 16 bits is
 opaque |
 | 12- and 16-bit greyscale | 8 bits, scaled and rounded; 16-bit colour keeps the high byte |
@@ -88,7 +88,8 @@ class Decoded:
     format: str
     """In which it was stored, one of `FORMATS`."""
     untouched: bool
-    """Whether the stored pixels are these pixels: nothing was converted, turned or shrunk."""
+    """Whether the stored pixels are these pixels, or their greys: nothing was converted, turned or
+    shrunk. Every reader makes three equal channels of a grey one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +197,7 @@ def _load_jpeg(opened: Opened, shrink: int) -> Decoded | None:
         pixels=pixels if turn is None else turn(pixels),
         conversion=conversion,
         format="JPEG",
-        untouched=image.mode == "RGB" and shrink == 1 and turn is None and conversion is None,
+        untouched=shrink == 1 and turn is None and conversion is None,
     )
 
 
@@ -210,19 +211,16 @@ def _load_any(opened: Opened, config: Config, shrink: int) -> Decoded | BadImage
     if image.format == "PNG" and (fault := png_fault(opened.encoded)):
         return BadImage("damaged_image", fault)
     turn = _TURNS.get(opened.orientation)
+    profile = image.info.get("icc_profile")
     is_plain = image.format != "PNG" or is_plain_png(opened.encoded)
-    colours = _rgb(image, image.info.get("icc_profile"), config.background)
-    pixels = np.asarray(colours)
+    is_kept = _is_opaque(image) and image.mode in ("RGB", "L") and not to_srgb(profile, image.mode)
+    pixels = np.asarray(_rgb(image, profile, config.background))
     animated = getattr(image, "n_frames", 1) > 1
     return Decoded(
         pixels=pixels if turn is None else turn(pixels),
         conversion=None,
         format="JPEG" if image.format == "MPO" else str(image.format),
-        untouched=colours is image
-        and turn is None
-        and image.size == stored
-        and not animated
-        and is_plain,
+        untouched=is_kept and turn is None and image.size == stored and not animated and is_plain,
     )
 
 
@@ -280,10 +278,13 @@ def _in_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
 
 def _alpha(image: PIL.Image.Image) -> PIL.Image.Image | None:
     """The opacity of each pixel, or None where all are opaque by their format."""
+    return None if _is_opaque(image) else image.convert("RGBA").getchannel("A")
+
+
+def _is_opaque(image: PIL.Image.Image) -> bool:
     has_channel = image.mode in ("LA", "PA", "RGBA", "La", "RGBa")
-    if has_channel or "transparency" in image.info and image.mode in ("1", "L", "P", "RGB"):
-        return image.convert("RGBA").getchannel("A")
-    return None
+    has_colour = "transparency" in image.info and image.mode in ("1", "L", "P", "RGB")
+    return not has_channel and not has_colour
 
 
 def _bad(error: Exception, encoded: bytes) -> BadImage:

@@ -60,8 +60,9 @@ def test_jpeg_of_its_own_size_has_the_pixels_of_pillow(options):
 
 
 def test_grey_and_cmyk_become_rgb():
-    for mode in ("L", "CMYK"):
-        encoded = file_of(photo(40, 40).convert(mode))
+    """A dataset holds grey files as the corpus had them."""
+    for mode, kind in (("L", "JPEG"), ("L", "PNG"), ("CMYK", "JPEG")):
+        encoded = file_of(photo(40, 40).convert(mode), kind)
         found = resized(open_stored(encoded, of_dataset=True), (0, 0, 40, 40), 40)
         expected = PIL.Image.open(io.BytesIO(encoded)).convert("RGB")
         np.testing.assert_array_equal(found, np.asarray(expected))
