@@ -18,6 +18,7 @@ from training.augment.draws import BatchDraws, Draws, Purpose
 from training.augment.erasing import erase
 from training.augment.policies import auto_augment_cifar10, rand_augment
 from training.augment.stored import Stored, open_stored, resized
+from training.augment.upright import MAX_PIXELS
 
 Pixels = npt.NDArray[np.uint8]
 Window = tuple[slice | int, ...]
@@ -54,6 +55,8 @@ class Recipe:
     """Colour of what geometric operations bring in from outside of the image."""
     of_dataset: bool = True
     """Whether the pipeline has prepared the image; else of any format, turned or transparent."""
+    max_pixels: int = MAX_PIXELS
+    """Of an image that the pipeline has not prepared; a larger one is at fault."""
 
 
 def render(encoded: bytes | memoryview, recipe: Recipe, key: int) -> Pixels:
@@ -89,7 +92,8 @@ class Renderer:
             Exception: whatever decoders raise for damaged bytes.
         """
         recipe, key = self.recipe, self.keys[number]
-        stored = open_stored(encoded, of_dataset=recipe.of_dataset)
+        of_dataset, most = recipe.of_dataset, recipe.max_pixels
+        stored = open_stored(encoded, of_dataset=of_dataset, max_pixels=most)
         square = resized(stored, _box(stored, recipe, key), recipe.size)
         _place(square, pixels, self._offsets[number], flips=self._flips[number])
         if recipe.policy != "none":

@@ -47,19 +47,22 @@ class Stored(NamedTuple):
     """By Pillow; None: a usual JPEG."""
 
 
-def open_stored(encoded: bytes | memoryview, *, of_dataset: bool) -> Stored:
+def open_stored(
+    encoded: bytes | memoryview, *, of_dataset: bool, max_pixels: int = MAX_PIXELS
+) -> Stored:
     """Read the header of an image.
 
     Args:
         encoded: the file.
         of_dataset: whether the pipeline has prepared it; else of any format, turned or transparent.
+        max_pixels: of one that the pipeline has not prepared.
 
     Raises:
         Exception: whatever decoders raise for damaged bytes.
     """
     if of_dataset and (size := _size_of_jpeg(encoded)):
         return Stored(encoded, size, None)
-    opened = _open(encoded) if of_dataset else open_upright(encoded)
+    opened = _open(encoded) if of_dataset else open_upright(encoded, max_pixels=max_pixels)
     return Stored(encoded, opened.size, opened)
 
 
