@@ -18,7 +18,6 @@ from typing import Any
 import yaml
 
 from configs.command import run
-from pipeline.images.encode import EXTENSIONS
 from pipeline.manifest import Manifest, Shard
 from pipeline.mirror import Mirror, mirror_of
 from pipeline.tar import index_path, render_index, scan
@@ -144,6 +143,8 @@ def _image_features(config: dict[str, Any]) -> list[dict[str, str]]:
 
     It would infer the columns of `json` from five samples, and fail where metadata differ later.
     """
+    from pipeline.images.encode import EXTENSIONS  # here: builds of text need no decoders, 0.3 s
+
     corpus = config["corpus"]
     reader = import_module(f"pipeline.readers.{corpus['format']}")
     image = EXTENSIONS[config["images"]["encode"]["format"]]
