@@ -6,11 +6,9 @@ on any machine.
 """
 
 import logging
-import os
 import posixpath
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import ModuleType
@@ -21,7 +19,7 @@ from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
 
 from configs.redact import redact
-from pipeline.urls import asking, locate, member_url
+from pipeline.urls import asking, escaped, locate, member_url
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,7 +37,7 @@ class CorpusFile:
     url: str
     """Where fsspec opens it."""
     source: str
-    """Its name in rejects and reports: relative to the corpus root."""
+    """Its name in rejects and reports: relative to the corpus root, `escaped`."""
     bytes: int
     """Size as stored."""
     version: str
@@ -114,14 +112,12 @@ def list_files(
 
     Raises:
         FileNotFoundError: an entry of `path` names nothing.
-        ValueError: an entry names things, but no file with one of the extensions; or a file whose
-            name is not UTF-8.
+        ValueError: an entry names things, but no file with one of the extensions.
     """
     found: dict[str, _Found] = {}
     for pattern in path:
         for entry in _expand(pattern, extensions, companions):
             found.setdefault(entry.url, entry)
-    _check_names(found)
     return sorted(_name(list(found.values())), key=lambda file: file.source)
 
 
@@ -278,30 +274,20 @@ def _fixed_part(path: str) -> str:
     return "/".join(parts[:magic]) or ("/" if path.startswith("/") else "")
 
 
-def _check_names(urls: Iterable[str]) -> None:
-    """Names are stored as text; Python gives bytes that are none as lone surrogates."""
-    for url in urls:
-        if re.search("[\ud800-\udfff]", url):
-            raise ValueError(
-                f"{os.fsencode(url)!r}: a file name that is not UTF-8; rename the file, or name "
-                "others in corpus.path"
-            )
-
-
 def _name(found: list[_Found]) -> list[CorpusFile]:
     """Give each file its `source`: relative to its own root, or a common one to be unique.
 
-    Sources are published, so they show no credentials.
+    Sources are published, so they show no credentials, and are text whatever bytes a name has.
     """
-    shown = [redact(entry.info["name"]) for entry in found]
-    roots = [redact(entry.root) for entry in found]
+    shown = [escaped(redact(entry.info["name"])) for entry in found]
+    roots = [escaped(redact(entry.root)) for entry in found]
     names = [name[len(root) :].lstrip("/") for name, root in zip(shown, roots, strict=True)]
     if max(Counter(names).values(), default=1) > 1:
         paths = [f"/{name.lstrip('/')}" for name in shown]
         common = posixpath.commonpath(paths)
         names = [posixpath.relpath(path, common) for path in paths]
     if max(Counter(names).values(), default=1) > 1:
-        names = [redact(entry.url) for entry in found]
+        names = [escaped(redact(entry.url)) for entry in found]
     if max(Counter(names).values(), default=1) > 1:  # what tells them apart was a secret, perhaps
         names = [f"{name}#{number}" for number, name in enumerate(names, 1)]
     return [

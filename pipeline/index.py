@@ -2,15 +2,17 @@
 
 A build writes them already; this renews them, and makes them where a copy left them behind.
 `<shard>.tar.idx` and `.nv-meta/` are Megatron-Energon's, `<split>.wids.json` is of wids, and
-`README.md` tells Hugging Face datasets which files are data.
+`README.md` tells Hugging Face datasets which files are data, and what the members of images are.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -46,7 +48,8 @@ its size and sha256, and the classes; `python -m pipeline.verify` checks it. Eac
 - `jpg`, `png` or `webp`: the image
 - `cls`, where the images have classes: the index of its class in `manifest.json`
 - `txt`, where they have captions: the caption
-- `json`: width and height, and what the corpus said of the image
+- `json`: width and height, and what the corpus said of the image; Hugging Face datasets reads it
+  from 4.7 on
 """
 _CARDS = {"text": _TEXT_CARD, "image": _IMAGE_CARD}
 _CARD_USE = """
@@ -129,7 +132,26 @@ def render_card(manifest: Manifest) -> str:
 def card_front(manifest: Manifest) -> dict[str, Any]:
     """The front matter of the card."""
     files = [{"split": split, "path": f"{split}-*.tar"} for split in sorted(manifest.splits)]
-    return {"configs": [{"config_name": "default", "data_files": files}]}
+    front = {"configs": [{"config_name": "default", "data_files": files}]}
+    if manifest.kind != "image":
+        return front
+    return front | {"dataset_info": {"features": _image_features(manifest.config)}}
+
+
+def _image_features(config: dict[str, Any]) -> list[dict[str, str]]:
+    """The members of each sample by their types, which Hugging Face datasets else infers.
+
+    It would infer the columns of `json` from five samples, and fail where metadata differ later.
+    """
+    from pipeline.images.encode import EXTENSIONS  # here: builds of text need no decoders, 0.3 s
+
+    corpus = config["corpus"]
+    reader = import_module(f"pipeline.readers.{corpus['format']}")
+    image = EXTENSIONS[config["images"]["encode"]["format"]]
+    members = sorted([image, "json", *reader.members(SimpleNamespace(**corpus))])
+    types = {image: "image", "cls": "int64", "json": "json"}
+    names = [*members, "__key__", "__url__"]
+    return [{"name": name, "dtype": types.get(name, "string")} for name in names]
 
 
 def render_sidecars(manifest: Manifest) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pipeline.batch import DOCUMENTS, EXCERPT_BYTES, REJECTS, Batch, Count, exce
 from pipeline.byte_range import Line
 from pipeline.corpus import Portion
 from pipeline.meter import Meter
+from pipeline.urls import escaped
 
 STAGE = "read"
 
@@ -148,7 +149,7 @@ def _rejects(source: str, bad: Sequence[BadRecord]) -> pa.RecordBatch:
         {
             "stage": STAGE,
             "reason": record.reason,
-            "detail": record.detail,
+            "detail": escaped(record.detail),  # it may name a file
             "source": record.source or source,
             "position": record.position,
             "bytes": record.size,

@@ -140,6 +140,14 @@ def is_final(error: Exception) -> bool:
     return isinstance(status, int) and 400 <= status < 500 and status not in PASSING_ANSWERS
 
 
+def escaped(name: str) -> str:
+    r"""A name as text: bytes that are not UTF-8, lone surrogates to Python, as backslash escapes.
+
+    The name of the bytes `b"caf\xe9"` -> the seven characters of `caf\xe9`.
+    """
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def read_url(url: str) -> bytes:
     """All of a small file.
 

@@ -9,12 +9,14 @@ import PIL.Image
 from pipeline.verify_shard import Findings, StoredSample
 
 RULES = {
-    "image": "the image is whole, of the format of its extension, and can be decoded",
+    "image": "the image is whole, of the format of its extension, in RGB or grey of 8 bits",
     "class": "cls is the index of a class of the manifest",
     "caption": "txt is UTF-8",
     "metadata": "json is an object with the width and height of the image",
 }
 FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
+MODES = ("RGB", "L")
+"""What the loader brings to three channels without a rule of its own."""
 PIL.Image.MAX_IMAGE_PIXELS = None  # the build had a limit, and it may have been above Pillow's
 
 
@@ -59,6 +61,9 @@ class ImageRules:
             message = " ".join(f"{type(error).__name__}: {error}".split())
             findings.add("image", where, f"{extension}: {message}")
             return None
+        if opened.mode not in MODES:
+            message = f"pixels of mode {opened.mode}; RGB or grey of 8 bits (L) is allowed"
+            findings.add("image", where, f"{extension}: {message}")
         return opened.size
 
     def _check_class(self, content: memoryview, where: str, findings: Findings) -> None:

@@ -1,4 +1,4 @@
-"""`python -m training.attention RUN IMAGE --out DIR`: what each head looks at, or in `--prompt`.
+"""`python -m training.attention RUN IMAGE [--out DIR]`: what each head looks at, or in `--prompt`.
 
 A picture is brightest at its own largest weight: colours compare places, not heads.
 """
@@ -21,22 +21,25 @@ from configs.command import run
 from training.attention_maps import look_at_image, look_at_text
 from training.augment.on_device import normalise
 from training.config import ImageTrainingConfig, TextTrainingConfig
-from training.image_files import decode_images, find_images
+from training.image_files import add_max_pixels, decode_images, find_images
+from training.output import choose_output
 from training.run_dir import TrainedModel, load_model, load_run_codec
 from training.text import encode_prompt
+
+OUT = "attention"
 
 
 def main() -> None:
     """Parse the command line, load the run, write the pictures."""
     interrupts.hand_over()
     arguments = _parser().parse_intermixed_args()
+    out = choose_output(arguments.out, OUT)
     trained = load_model(arguments.run, averaged=arguments.ema)
     if isinstance(trained.config, TextTrainingConfig):
         pictures = _of_text(trained, trained.config, arguments)
     else:
         assert isinstance(trained.config, ImageTrainingConfig), "there are two kinds"
         pictures = _of_image(trained, trained.config, arguments)
-    out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         PIL.Image.fromarray(picture.numpy()).save(out / f"{name}.png")
@@ -50,7 +53,9 @@ def _of_image(
         raise ValueError(f"{arguments.run}: is a run on images; give the path of one, no --prompt")
     if not Path(arguments.image).is_file():
         raise FileNotFoundError(f"{arguments.image}: no such file")
-    (decoded,) = decode_images(find_images([arguments.image]), config, micro_batch_size=1)
+    images = find_images([arguments.image])
+    most = arguments.max_pixels
+    (decoded,) = decode_images(images, config, micro_batch_size=1, max_pixels=most)
     if decoded.faults:
         raise ValueError(decoded.faults[0])
     pixels = decoded.pixels.to(next(trained.model.parameters()).device)
@@ -78,8 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", help="run folder, or one of its checkpoints")
     parser.add_argument("image", metavar="IMAGE", nargs="?", help="file, for a run on images")
     parser.add_argument("--prompt", help="text whose tokens are looked at, for a run on text")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the PNGs")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help=f"folder of the PNGs, which replace others; default: {OUT} here, if it is free",
+    )
     parser.add_argument("--rollout", action="store_true", help="also through all layers at once")
+    add_max_pixels(parser)
     parser.add_argument("--ema", action="store_true", help="take the average of the weights")
     return parser
 

@@ -1,4 +1,4 @@
-"""`python -m training.embed RUN IMAGES --out FILE.parquet`: a vector for each image."""
+"""`python -m training.embed RUN IMAGES [--out FILE.parquet]`: a vector for each image."""
 
 if __name__ == "__main__":  # Ctrl-C during the imports below, which take seconds
     from configs import interrupts
@@ -22,8 +22,17 @@ from configs import interrupts
 from configs.command import run
 from training.augment.on_device import normalise
 from training.config import ImageTrainingConfig
-from training.image_files import Decoded, Listed, decode_images, find_images
+from training.image_files import (
+    Decoded,
+    Listed,
+    add_max_pixels,
+    decode_images,
+    find_images,
+)
+from training.output import choose_output
 from training.run_dir import load_image_model
+
+OUT = "embeddings.parquet"
 
 
 def main() -> None:
@@ -32,17 +41,21 @@ def main() -> None:
     arguments = _parser().parse_args()
     if arguments.micro_batch_size < 1:
         raise ValueError(f"micro_batch_size is {arguments.micro_batch_size}; at least 1 is allowed")
+    out = choose_output(arguments.out, OUT)
     images = find_images(arguments.images)
     first = next(images, None)  # what is not there is told before seconds of loading
     if first is None:
         raise ValueError(f"{', '.join(arguments.images)}: no image there")
     model, config = load_image_model(arguments.run, averaged=arguments.ema)
     decoded = decode_images(
-        chain([first], images), config, micro_batch_size=arguments.micro_batch_size
+        chain([first], images),
+        config,
+        micro_batch_size=arguments.micro_batch_size,
+        max_pixels=arguments.max_pixels,
     )
-    num_images, num_bad = _write(Path(arguments.out), embed(model, config, decoded))
+    num_images, num_bad = _write(out, embed(model, config, decoded))
     skipped = f"; bad images skipped: {num_bad:,}" if num_bad else ""
-    sys.stdout.write(f"{num_images:,} vectors in {arguments.out}{skipped}\n")
+    sys.stdout.write(f"{num_images:,} vectors in {out}{skipped}\n")
 
 
 def embed(
@@ -115,8 +128,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "images", metavar="IMAGES", nargs="+", help="files, folders, or dataset folders"
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="parquet file")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help=f"parquet file, which is replaced; default: {OUT} in this folder, if it is free",
+    )
     parser.add_argument("--micro-batch-size", type=int, default=64, help="images per forward pass")
+    add_max_pixels(parser)
     parser.add_argument("--ema", action="store_true", help="take the average of the weights")
     return parser
 

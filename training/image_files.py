@@ -4,6 +4,7 @@ They are listed without being read, and decoded by loader workers as in validati
 them can end the process.
 """
 
+import argparse
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.manifest import FILE_NAME, Manifest
+from training.augment.upright import MAX_PIXELS
 from training.config import ImageTrainingConfig
 from training.data.chunks import ChunkReader
 from training.data.decoders import Decoders
@@ -62,13 +64,33 @@ def find_images(places: Iterable[str]) -> Iterator[Listed]:
     return chain.from_iterable([_source(place) for place in places])
 
 
+def add_max_pixels(parser: argparse.ArgumentParser) -> None:
+    """The limit of `decode_images` as a flag."""
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=MAX_PIXELS,
+        metavar="N",
+        help="a larger image, which may be a decompression bomb, is not decoded (default: "
+        f"{MAX_PIXELS}, as `images.decode.max_pixels` of the pipeline)",
+    )
+
+
 def decode_images(
-    images: Iterator[Listed], config: ImageTrainingConfig, *, micro_batch_size: int
+    images: Iterator[Listed],
+    config: ImageTrainingConfig,
+    *,
+    micro_batch_size: int,
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Decoded]:
-    """Images as the run of a config sees them in validation, one batch ahead of who takes them."""
+    """Images as the run of a config sees them in validation, one batch ahead of who takes them.
+
+    One of more than `max_pixels` is at fault, by its header.
+    """
     recipe = config.augment.plain_recipe(config.model.config.image_size)
     workers = Decoders(
-        replace(recipe, of_dataset=False), num_workers=config.data.num_loader_workers
+        replace(recipe, of_dataset=False, max_pixels=max_pixels),
+        num_workers=config.data.num_loader_workers,
     )
     with closing(workers), ThreadPoolExecutor(1) as thread:
         ahead = thread.submit(_decode, list(islice(images, micro_batch_size)), workers)

@@ -1,6 +1,7 @@
 """Members of tar and zip archives, in order, each read into memory only if it is wanted.
 
-Nothing is unpacked: no name of an archive ever becomes a path. Links, devices and hidden files are
+Nothing is unpacked: no name of an archive ever becomes a path; bytes of a tar's names that are not
+UTF-8 become backslash escapes, so that no two names become one. Links, devices and hidden files are
 passed over. What stands before the damage of a truncated tar is read; a zip has its directory at
 its end, and without that is lost whole.
 """
@@ -65,7 +66,7 @@ def read_tar(
         with closing(open_corpus_file(file)) as opened:
             stream: Any = _Stream(blocks(opened, file, meter))
             # Closing is for files that it opened itself; of a damaged one it would read on.
-            tar = tarfile.open(fileobj=stream, mode="r|", tarinfo=_Tar, errors="replace")  # noqa: SIM115
+            tar = tarfile.open(fileobj=stream, mode="r|", tarinfo=_Tar, errors="backslashreplace")  # noqa: SIM115
             while (entry := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]
                 if entry.isreg() and wanted(entry.name):

@@ -4,7 +4,7 @@
 |---|---|
 | orientation in EXIF | upright pixels; damaged EXIF counts as none |
 | ICC profile | converted to sRGB, perceptual intent; a damaged profile counts as none |
-| greyscale, 1 bit, palette | RGB |
+| greyscale, 1 bit, palette | RGB; stored bytes of 8-bit grey that need no change stay |
 | alpha, or a transparent colour | composed over `background`; such a colour of 2, 4 or 16 bits is
 opaque |
 | 12- and 16-bit greyscale | 8 bits, scaled and rounded; 16-bit colour keeps the high byte |
@@ -27,7 +27,13 @@ import PIL.ImageFile
 
 from pipeline.images import jpeg
 from pipeline.images.colours import Transform, to_srgb
-from pipeline.images.containers import is_cut_webp, is_plain_png, png_fault
+from pipeline.images.containers import (
+    is_cut_tiff,
+    is_cut_webp,
+    is_plain_png,
+    mended_webp,
+    png_fault,
+)
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -59,8 +65,9 @@ class Config:
     """CPU time that one image may take, seconds; above it, it is a reject."""
     accept_truncated: bool = False
     """Keep an image that breaks off; else it is a reject. What is missing is grey (JPEG), black
-    (PNG, TIFF; BMP, at its top), `background` where it has alpha, a colour of a palette (GIF); a
-    WebP, or a TIFF whose directory is lost, stays a reject."""
+    (PNG, TIFF; BMP, at its top), `background` where it has alpha, a colour of a palette (GIF), what
+    lies above going on (WebP). A compressed TIFF, one whose directory is lost, and an image that
+    breaks off before its pixels stay rejects."""
     background: tuple[int, ...] = (255, 255, 255)
     """Red, green and blue, 0 to 255, that transparent pixels lie over."""
 
@@ -88,7 +95,8 @@ class Decoded:
     format: str
     """In which it was stored, one of `FORMATS`."""
     untouched: bool
-    """Whether the stored pixels are these pixels: nothing was converted, turned or shrunk."""
+    """Whether the stored pixels are these pixels, or their greys: nothing was converted, turned or
+    shrunk. Every reader makes three equal channels of a grey one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +119,8 @@ class Opened:
     """Not decoded yet."""
     orientation: int
     """Of EXIF, 1 to 8."""
+    is_mended: bool = False
+    """Whether something was put in the place of what the file has lost."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -123,16 +133,19 @@ def open_image(encoded: bytes, config: Config) -> Opened | BadImage:
     """Read the header of an image; raises nothing but `MemoryError` for what the bytes hold."""
     if not encoded:
         return BadImage("empty_file", "no bytes")
+    is_cut = is_cut_webp(encoded) or is_cut_tiff(encoded, {})
+    is_mended = config.accept_truncated and is_cut_webp(encoded)
+    encoded = mended_webp(encoded) if is_mended else encoded
     try:
         image = _open(encoded)
-    except PIL.UnidentifiedImageError:
-        return BadImage("unknown_format", f"begins with {encoded[:12]!r}")
     except Exception as error:  # noqa: BLE001 - decoders raise whatever damaged bytes lead to
-        return _bad(error, encoded)
+        if isinstance(error, PIL.UnidentifiedImageError) and not is_cut:
+            return BadImage("unknown_format", f"begins with {encoded[:12]!r}")
+        return _bad(error, is_cut=is_cut)
     if image.width * image.height > config.max_pixels:
         found = f"{image.width} x {image.height} pixels"
         return BadImage("too_many_pixels", f"{found}; images.decode.max_pixels={config.max_pixels}")
-    return Opened(encoded, image, _orientation(image))
+    return Opened(encoded, image, _orientation(image), is_mended)
 
 
 def load(opened: Opened, config: Config, *, wished_side: int = 0) -> Decoded | BadImage:
@@ -147,7 +160,7 @@ def load(opened: Opened, config: Config, *, wished_side: int = 0) -> Decoded | B
     try:
         return _load(opened, config, wished_side)
     except Exception as error:  # noqa: BLE001 - as above
-        bad = _bad(error, opened.encoded)
+        bad = _bad(error, is_cut=_is_cut(opened))
     if bad.reason != TRUNCATED or not config.accept_truncated:
         return bad
     PIL.ImageFile.LOAD_TRUNCATED_IMAGES = True
@@ -155,7 +168,7 @@ def load(opened: Opened, config: Config, *, wished_side: int = 0) -> Decoded | B
         found = _load(replace(opened, image=_open(opened.encoded)), config, wished_side)
         return found if isinstance(found, BadImage) else replace(found, untouched=False)
     except Exception as error:  # noqa: BLE001 - as above
-        return _bad(error, opened.encoded)
+        return _bad(error, is_cut=_is_cut(opened))
     finally:
         PIL.ImageFile.LOAD_TRUNCATED_IMAGES = False
 
@@ -196,7 +209,7 @@ def _load_jpeg(opened: Opened, shrink: int) -> Decoded | None:
         pixels=pixels if turn is None else turn(pixels),
         conversion=conversion,
         format="JPEG",
-        untouched=image.mode == "RGB" and shrink == 1 and turn is None and conversion is None,
+        untouched=shrink == 1 and turn is None and conversion is None,
     )
 
 
@@ -210,20 +223,25 @@ def _load_any(opened: Opened, config: Config, shrink: int) -> Decoded | BadImage
     if image.format == "PNG" and (fault := png_fault(opened.encoded)):
         return BadImage("damaged_image", fault)
     turn = _TURNS.get(opened.orientation)
+    profile = image.info.get("icc_profile")
     is_plain = image.format != "PNG" or is_plain_png(opened.encoded)
-    colours = _rgb(image, image.info.get("icc_profile"), config.background)
-    pixels = np.asarray(colours)
-    animated = getattr(image, "n_frames", 1) > 1
+    is_kept = _is_opaque(image) and image.mode in ("RGB", "L") and not to_srgb(profile, image.mode)
+    pixels = np.asarray(_rgb(image, profile, config.background))
+    is_kept = is_kept and is_plain and not opened.is_mended and not _is_animated(image)
     return Decoded(
         pixels=pixels if turn is None else turn(pixels),
         conversion=None,
         format="JPEG" if image.format == "MPO" else str(image.format),
-        untouched=colours is image
-        and turn is None
-        and image.size == stored
-        and not animated
-        and is_plain,
+        untouched=is_kept and turn is None and image.size == stored,
     )
+
+
+def _is_animated(image: PIL.Image.Image) -> bool:
+    """Whether there is more behind the first frame, be it damaged or broken off."""
+    try:
+        return getattr(image, "n_frames", 1) > 1
+    except Exception:  # noqa: BLE001 - decoders raise whatever damaged bytes lead to
+        return True
 
 
 def _orientation(image: PIL.Image.Image) -> int:
@@ -280,16 +298,23 @@ def _in_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
 
 def _alpha(image: PIL.Image.Image) -> PIL.Image.Image | None:
     """The opacity of each pixel, or None where all are opaque by their format."""
+    return None if _is_opaque(image) else image.convert("RGBA").getchannel("A")
+
+
+def _is_opaque(image: PIL.Image.Image) -> bool:
     has_channel = image.mode in ("LA", "PA", "RGBA", "La", "RGBa")
-    if has_channel or "transparency" in image.info and image.mode in ("1", "L", "P", "RGB"):
-        return image.convert("RGBA").getchannel("A")
-    return None
+    has_colour = "transparency" in image.info and image.mode in ("1", "L", "P", "RGB")
+    return not has_channel and not has_colour
 
 
-def _bad(error: Exception, encoded: bytes) -> BadImage:
+def _is_cut(opened: Opened) -> bool:
+    tags = getattr(opened.image, "tag_v2", {})
+    return opened.is_mended or is_cut_tiff(opened.encoded, tags)
+
+
+def _bad(error: Exception, *, is_cut: bool) -> BadImage:
     if isinstance(error, MemoryError) or "out of memory" in str(error):
         raise MemoryError from None
-    truncated = "truncated" in str(error).lower() or isinstance(error, EOFError)
-    truncated = truncated or is_cut_webp(encoded)
+    truncated = is_cut or "truncated" in str(error).lower() or isinstance(error, EOFError)
     detail = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return BadImage(TRUNCATED if truncated else "damaged_image", detail)

@@ -139,6 +139,30 @@ def test_hugging_face_reads_the_folder(built):
     assert rows == expected
 
 
+def test_hugging_face_reads_metadata_of_any_types(tmp_path):
+    """It infers types from five samples, unless the card tells them."""
+    odd = [None] * 20 + [1] * 8 + [0.5, "half", True, [1, "two"], {"deep": None}]
+    (tmp_path / "images").mkdir()
+    rows = []
+    for number, value in enumerate(odd):
+        (tmp_path / f"images/{number}.jpg").write_bytes(jpeg(number))
+        rows.append({"image": f"images/{number}.jpg", "odd": value, "caption": f"image {number}"})
+        rows[-1] |= {"rare": number} if number > 30 else {}
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ["format=image_table", f"path=[{tmp_path / 'table.jsonl'}]", "image_column=image"]
+    asked += ["caption_column=caption", "metadata_columns=['*']"]
+    places = [f"dataset_dir={tmp_path / 'dataset'}", *(f"corpus.{one}" for one in asked)]
+    dataset = build(load(PipelineConfig, None, [*places, "split.fraction=0", "num_workers=1"]))
+    assert verify(dataset) == []
+    expected = {one["__key__"]: json.loads(one["json"]) for one in samples_of(dataset, "*.tar")}
+    assert len(expected) == len(odd)
+    for streaming in (False, True):
+        loaded = datasets.load_dataset(
+            str(dataset), split="train", streaming=streaming, cache_dir=str(tmp_path / "cache")
+        )
+        assert {row["__key__"]: row["json"] for row in loaded} == expected
+
+
 def test_a_dataset_is_a_corpus_again(built, tmp_path):
     """Read as WebDataset tars it gives the same bytes: images, classes, captions, metadata."""
     asked = [

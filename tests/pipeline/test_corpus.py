@@ -105,11 +105,26 @@ def test_a_folder_that_may_not_be_read_is_told(tmp_path, monkeypatch, pattern):
         list_files([f"{tmp_path}{pattern}"], [".txt"])
 
 
-def test_a_name_that_is_not_utf8_is_told(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"one")
-    (tmp_path / "b\udcff.txt").write_bytes(b"two")
-    with pytest.raises(ValueError, match=r"b\\xff.txt': a file name that is not UTF-8"):
-        list_files([str(tmp_path)], [".txt"])
+def test_bytes_of_a_name_that_are_not_utf8_are_escaped(tmp_path):
+    """In what is published; the file is opened by its own name."""
+    for name in (b"a.txt", b"caf\xe9/b\xff.txt", b"caf\xe9/\xc3\xa9.txt"):
+        path = tmp_path / os.fsdecode(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(name)
+    files = list_files([str(tmp_path)], [".txt"])
+    assert [(file.source, read_url(file.url)) for file in files] == [
+        ("a.txt", b"a.txt"),
+        (r"caf\xe9/b\xff.txt", b"caf\xe9/b\xff.txt"),
+        (r"caf\xe9/é.txt", b"caf\xe9/\xc3\xa9.txt"),
+    ]
+
+
+def test_a_name_that_looks_as_an_escaped_one_does_is_told_apart(tmp_path):
+    for name in (b"b\xff.txt", rb"b\xff.txt"):
+        (tmp_path / os.fsdecode(name)).write_bytes(name)
+    files = list_files([str(tmp_path)], [".txt"])
+    assert {read_url(file.url) for file in files} == {b"b\xff.txt", rb"b\xff.txt"}
+    assert len({file.source for file in files}) == 2
 
 
 def test_named_file_may_have_any_extension(tree):

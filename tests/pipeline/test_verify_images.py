@@ -11,9 +11,9 @@ from pipeline.verify_shard import verify_shard
 RULES = ImageRules(num_classes=2)
 
 
-def jpeg(width=8, height=6):
+def jpeg(width=8, height=6, mode="RGB"):
     file = io.BytesIO()
-    PIL.Image.new("RGB", (width, height), "red").save(file, "JPEG")
+    PIL.Image.new(mode, (width, height)).save(file, "JPEG")
     return file.getvalue()
 
 
@@ -36,6 +36,10 @@ def test_whole_samples_have_no_fault(tmp_path):
     assert faults(tmp_path) == []
 
 
+def test_grey_is_allowed(tmp_path):
+    assert faults(tmp_path, jpg=jpeg(mode="L")) == []
+
+
 def test_an_image_above_the_limit_of_pillow_has_no_fault(tmp_path):
     """It warns from 89 megapixels on; a build takes 100 and more, by its config."""
     big = io.BytesIO()
@@ -49,6 +53,7 @@ def test_an_image_above_the_limit_of_pillow_has_no_fault(tmp_path):
     [
         ({"jpg": jpeg()[:300]}, "image", "jpg: OSError: "),
         ({"jpg": b"no image"}, "image", "jpg: UnidentifiedImageError"),
+        ({"jpg": jpeg(mode="CMYK")}, "image", "jpg: pixels of mode CMYK; RGB or grey"),
         ({"jpg": jpeg(9)}, "metadata", "says 8 x 6 pixels, the image has 9 x 6"),
         ({"json": b"[]"}, "metadata", "json: is no object"),
         ({"json": b"{"}, "metadata", "json: Expecting property name"),

@@ -19,7 +19,10 @@ def main():
     for line in sys.stdin:
         request = json.loads(line)
         limit_files(request["file_bytes"])
-        with mock.patch.dict(os.environ, request["variables"] or {}):
+        with (
+            mock.patch.dict(os.environ, request["variables"] or {}),
+            contextlib.chdir(request["folder"]),
+        ):
             answer = run(request["module"], request["argv"])
         limit_files(None)
         if request["variables"]:

@@ -226,14 +226,15 @@ class WarmPython:
             text=True,
         )
 
-    def __call__(self, module, *arguments, file_bytes=None, variables=None):
+    def __call__(self, module, *arguments, file_bytes=None, variables=None, folder="."):
         """Exit code, stdout and stderr of `python -m module arguments`, as a dictionary.
 
         No file may grow above `file_bytes`, as on a disk that is full; `variables` of the
-        environment are those of a store.
+        environment are those of a store; relative paths begin at `folder`.
         """
         argv = [str(word) for word in arguments]
         request = {"module": module, "argv": argv, "file_bytes": file_bytes, "variables": variables}
+        request["folder"] = str(folder)
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()

@@ -42,6 +42,15 @@ def test_pictures_of_a_prompt(cli, run_dir, tmp_path):
         assert min(picture.size) >= 8 * 14  # a token is a character, and 14 pixels
 
 
+def test_without_out_a_folder_in_this_one_that_is_not_there(cli, run_dir, tmp_path):
+    words = ("training.attention", run_dir, "--prompt", "the mill")
+    answer = cli(*words, folder=tmp_path)
+    assert (answer["code"], answer["stdout"]) == (0, "6 pictures in attention\n"), answer
+    answer = cli(*words, folder=tmp_path)
+    assert answer["code"] == 2
+    assert "attention: is there already; --out names another place" in answer["stderr"]
+
+
 @pytest.fixture(scope="module")
 def image_run_dir(cli, write_image_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
@@ -80,6 +89,7 @@ def test_mistakes_of_a_run_on_images(cli, image_run_dir, image, tmp_path):
         ([tmp_path / "missing.png"], "missing.png: no such file"),
         ([tmp_path], "no such file"),
         ([tmp_path / "bad.png"], "bad.png: UnidentifiedImageError"),
+        ([image, "--max-pixels", "9"], "ValueError: 256 x 256 pixels; max_pixels=9"),
     ):
         answer = cli("training.attention", image_run_dir, *words, "--out", tmp_path / "maps")
         assert answer["code"] == 2, answer

@@ -60,6 +60,32 @@ def expected_vectors(run_dir, image_dir):
     return torch.cat(vectors)
 
 
+def test_without_out_a_name_in_this_folder_that_is_free(cli, run_dir, image_dir, tmp_path):
+    answer = cli("training.embed", run_dir, image_dir, folder=tmp_path)
+    assert answer["code"] == 0, answer
+    assert answer["stdout"] == "64 vectors in embeddings.parquet\n"
+    before = (tmp_path / "embeddings.parquet").read_bytes()
+    answer = cli("training.embed", run_dir, tmp_path, folder=tmp_path)
+    assert answer["code"] == 2
+    told = "embeddings.parquet: is there already; --out names another place, or this one"
+    assert told in answer["stderr"]
+    assert (tmp_path / "embeddings.parquet").read_bytes() == before
+    answer = cli("training.embed", run_dir, image_dir, "--out", "embeddings.parquet",
+                 folder=tmp_path)  # fmt: skip
+    assert answer["code"] == 0, answer
+
+
+def test_the_limit_of_pixels_is_a_flag(cli, run_dir, tmp_path):
+    import PIL.Image
+
+    for name, side in (("20", 20), ("21", 21)):
+        PIL.Image.new("RGB", (side, side)).save(tmp_path / f"{name}.png")
+    out = tmp_path / "vectors.parquet"
+    answer = cli("training.embed", run_dir, tmp_path, "--out", out, "--max-pixels", "400")
+    assert answer["stdout"] == f"1 vectors in {out}; bad images skipped: 1\n"
+    assert "21.png: ValueError: 21 x 21 pixels; max_pixels=400" in answer["stderr"]
+
+
 def test_averaged_weights_give_other_vectors(cli, run_dir, image_dir, tmp_path):
     for name, words in (("last", []), ("average", ["--ema"])):
         answer = cli("training.embed", run_dir, image_dir, "--out", tmp_path / name, *words)

@@ -17,7 +17,8 @@ from training.augment.crop import Box, center_box, padded_offsets, random_box
 from training.augment.draws import BatchDraws, Draws, Purpose
 from training.augment.erasing import erase
 from training.augment.policies import auto_augment_cifar10, rand_augment
-from training.augment.stored import Stored, open_stored, resized
+from training.augment.stored import Stored, open_stored, resized, whole_jpeg
+from training.augment.upright import MAX_PIXELS
 
 Pixels = npt.NDArray[np.uint8]
 Window = tuple[slice | int, ...]
@@ -54,6 +55,8 @@ class Recipe:
     """Colour of what geometric operations bring in from outside of the image."""
     of_dataset: bool = True
     """Whether the pipeline has prepared the image; else of any format, turned or transparent."""
+    max_pixels: int = MAX_PIXELS
+    """Of an image that the pipeline has not prepared; a larger one is at fault."""
 
 
 def render(encoded: bytes | memoryview, recipe: Recipe, key: int) -> Pixels:
@@ -80,6 +83,8 @@ class Renderer:
         offsets = padded_offsets(recipe.padding, BatchDraws(own, Purpose.CROP))
         offsets *= recipe.crop == "random_padded"
         self._offsets = [(right, down) for right, down in offsets.tolist()]
+        whole = recipe.crop == "random_padded" or recipe.crop == "center" and recipe.crop_ratio == 1
+        self._wants_whole = whole and recipe.of_dataset
         self._flips = BatchDraws(own, Purpose.FLIP).chance(recipe.horizontal_flip).tolist()
 
     def render(self, number: int, encoded: bytes | memoryview, pixels: Pixels) -> None:
@@ -89,8 +94,9 @@ class Renderer:
             Exception: whatever decoders raise for damaged bytes.
         """
         recipe, key = self.recipe, self.keys[number]
-        stored = open_stored(encoded, of_dataset=recipe.of_dataset)
-        square = resized(stored, _box(stored, recipe, key), recipe.size)
+        square = whole_jpeg(encoded, recipe.size) if self._wants_whole else None
+        if square is None:
+            square = _cut(encoded, recipe, key)
         _place(square, pixels, self._offsets[number], flips=self._flips[number])
         if recipe.policy != "none":
             pixels[:] = np.asarray(_follow_policy(PIL.Image.fromarray(pixels), recipe, key))
@@ -98,6 +104,12 @@ class Renderer:
             draws = Draws(key, Purpose.ERASING)
             if draws.chance(recipe.erasing):
                 erase(pixels, draws)
+
+
+def _cut(encoded: bytes | memoryview, recipe: Recipe, key: int) -> Pixels:
+    of_dataset, most = recipe.of_dataset, recipe.max_pixels
+    stored = open_stored(encoded, of_dataset=of_dataset, max_pixels=most)
+    return resized(stored, _box(stored, recipe, key), recipe.size)
 
 
 def _box(stored: Stored, recipe: Recipe, key: int) -> Box:
@@ -112,7 +124,7 @@ def _box(stored: Stored, recipe: Recipe, key: int) -> Box:
 def _place(square: Pixels, shown: Pixels, offset: tuple[int, int], *, flips: bool) -> None:
     """What a window over the square shows that is moved right and down, black outside; flipped."""
     if offset != (0, 0):
-        shown[:] = 0
+        shown.fill(0)
     for to, source in _windows(len(shown), offset, flips=flips):
         shown[to] = square[source]
 

@@ -16,7 +16,7 @@ import PIL.ImageOps
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """That are opened, by content, whatever the name says."""
 MAX_PIXELS = 100_000_000
-"""Of one image, a guard against decompression bombs; as the pipeline's `max_pixels`."""
+"""Of one image, a guard against decompression bombs; the default of the pipeline, too."""
 
 Transform = PIL.ImageCms.ImageCmsTransform
 
@@ -27,8 +27,8 @@ _RAMP = np.concatenate([_GREYS, _GRID]).astype(np.uint8)[None]
 """Pixels (1, 472, 3): a profile that moves none of them by more than 1 is taken for sRGB."""
 
 
-def open_upright(encoded: bytes | memoryview) -> PIL.Image.Image:
-    """Decode any image to RGB.
+def open_upright(encoded: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
+    """Decode any image to RGB, of at most so many pixels by its header.
 
     Raises:
         Exception: whatever decoders raise for damaged bytes, and for pixels of unknown range.
@@ -37,8 +37,8 @@ def open_upright(encoded: bytes | memoryview) -> PIL.Image.Image:
     if not encoded:
         raise ValueError("no bytes")
     image: PIL.Image.Image = PIL.Image.open(io.BytesIO(encoded), formats=FORMATS)
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels, above {MAX_PIXELS:,}")
+    if image.width * image.height > max_pixels:
+        raise ValueError(f"{image.width} x {image.height} pixels; max_pixels={max_pixels}")
     image.load()
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode}: 32 bits of unknown range")

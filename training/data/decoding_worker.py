@@ -6,6 +6,7 @@ outlives a run that was killed; signals that stop a run are for its ranks, which
 first.
 """
 
+import math
 import mmap
 import os
 import signal
@@ -29,13 +30,20 @@ def main() -> None:
         while True:
             sizes, keys, recipe, offset = connection.recv()
             shared = recv_handle(connection)
-            memory = mmap.mmap(shared, 0)
+            pixels = _map(shared, (len(sizes), recipe.size, recipe.size, 3), offset)
             os.close(shared)
-            pixels = np.ndarray((len(sizes), recipe.size, recipe.size, 3), np.uint8, memory, offset)
             encoded = os.pread(images, sum(sizes), 0)
             connection.send(decode(encoded, sizes, Renderer(recipe, keys), pixels))
     except (EOFError, ConnectionError):
         return
+
+
+def _map(descriptor: int, shape: tuple[int, ...], offset: int) -> npt.NDArray[np.uint8]:
+    """Pixels in a file in memory, from an offset on, bytes; mapped at once, not page by page."""
+    begin = offset - offset % mmap.ALLOCATIONGRANULARITY
+    stop, flags = offset + math.prod(shape), mmap.MAP_SHARED | mmap.MAP_POPULATE
+    memory = mmap.mmap(descriptor, stop - begin, flags=flags, offset=begin)
+    return np.ndarray(shape, np.uint8, memory, offset - begin)
 
 
 def decode(

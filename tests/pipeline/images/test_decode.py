@@ -210,6 +210,85 @@ def test_truncated_images_are_rejected_or_accepted(format):
     assert reason_of(cut) == "truncated_image"  # the choice of one call is not that of the next
 
 
+NOISE = RNG.integers(0, 256, (64, 64, 4), np.uint8)
+TOP, BOTTOM, INTERLACED = slice(0, 8), slice(-8, None), slice(0, None, 8)
+
+
+@pytest.mark.parametrize(
+    ("format", "mode", "options", "kept"),
+    [
+        ("JPEG", "L", {}, TOP),
+        ("PNG", "L", {}, TOP),
+        ("GIF", "RGB", {}, INTERLACED),
+        ("BMP", "RGB", {}, BOTTOM),
+        ("TIFF", "RGB", {}, TOP),
+        ("WEBP", "RGB", {"quality": 90}, TOP),
+        ("WEBP", "RGB", {"lossless": True}, TOP),
+        ("WEBP", "RGBA", {"lossless": True}, TOP),
+    ],
+)
+def test_what_is_left_of_an_image_that_breaks_off(format, mode, options, kept):
+    whole = file_of(PIL.Image.fromarray(NOISE).convert(mode), format, **options)
+    cut = whole[: len(whole) // 2]
+    assert reason_of(cut) == "truncated_image"
+    accepted = decode(cut, Config(accept_truncated=True))
+    np.testing.assert_array_equal(accepted.pixels[kept], pixels_of(whole)[kept])
+    assert accepted.pixels.shape == (64, 64, 3)
+    assert not accepted.untouched
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
+def test_of_a_broken_animation_the_first_frame_is_enough(format):
+    """Wherever in the second one it breaks off, be it in its palette."""
+    first, second = (PIL.Image.fromarray(one).quantize(48) for one in (COLOUR, COLOUR[::-1]))
+    whole = file_of(first, format, save_all=True, append_images=[second], lossless=True)
+    expected = np.asarray(first.convert("RGB"))
+    for size in range(len(whole) - {"GIF": 200, "WEBP": 100, "PNG": 60}[format], len(whole)):
+        np.testing.assert_array_equal(pixels_of(whole[:size], accept_truncated=True), expected)
+
+
+def test_metadata_that_break_off_cost_no_pixel_of_a_webp():
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + bytes(1000)
+    whole = file_of(PIL.Image.fromarray(COLOUR), "WEBP", lossless=True, exif=exif)
+    np.testing.assert_array_equal(pixels_of(whole[:-500], accept_truncated=True), COLOUR)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.97])
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_a_compressed_tiff_that_breaks_off_stays_a_reject(compression, share):
+    """Its directory lies behind its pixels, or before them; libtiff gives no part of a strip."""
+    behind = file_of(PIL.Image.fromarray(NOISE[..., :3]), "TIFF", compression=compression)
+    before = directory_first(behind)
+    np.testing.assert_array_equal(pixels_of(before), NOISE[..., :3])
+    for whole in (behind, before):
+        cut = whole[: int(share * len(whole))]
+        assert reason_of(cut) == reason_of(cut, accept_truncated=True) == "truncated_image"
+
+
+def directory_first(tiff):
+    """A TIFF of one strip with its directory, of 16 and 32 bits, moved from its end before it."""
+    (place,) = struct.unpack_from("<I", tiff, 4)
+    (count,) = struct.unpack_from("<H", tiff, place)
+    moved = len(tiff) - place  # what the directory refers to lies behind it
+    entries = b""
+    for number in range(count):
+        tag, kind, values, found = struct.unpack_from("<HHII", tiff, place + 2 + 12 * number)
+        if tag == 273:
+            found += moved
+        elif values * {3: 2, 4: 4, 5: 8}[kind] > 4:
+            found -= place - 8
+        entries += struct.pack("<HHII", tag, kind, values, found)
+    behind = tiff[place + 2 + 12 * count :]
+    head = b"II*\0" + struct.pack("<IH", 8, count)
+    return head + entries + behind + tiff[8:place]
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
+def test_an_image_that_breaks_off_before_its_pixels_stays_a_reject(format):
+    whole = file_of(PIL.Image.fromarray(NOISE[..., :3]), format)
+    assert isinstance(decode(whole[:22], Config(accept_truncated=True)), BadImage)
+
+
 def test_a_cut_webp_is_told_from_a_damaged_one():
     whole = file_of(PIL.Image.fromarray(COLOUR), "WEBP", lossless=True)
     assert reason_of(whole[:-3]) == "truncated_image"

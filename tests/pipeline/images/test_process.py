@@ -1,4 +1,5 @@
 import io
+import struct
 
 import numpy as np
 import PIL.Image
@@ -119,6 +120,51 @@ def test_untouched_images_keep_their_bytes():
     assert process(png, Config()).encoded != png
     asked = Config(encode=encode.Config(keep_untouched=False))
     assert process(encoded, asked).encoded != encoded
+
+
+def grey_profile():
+    """Linear light, as ICC.1:2010 lays it out."""
+    white = struct.pack(">4s4x3i", b"XYZ ", 63190, 65536, 54061)
+    tags = {b"wtpt": white, b"kTRC": b"curv" + bytes(8)}
+    start = 128 + 4 + 12 * len(tags)
+    table = struct.pack(">I", len(tags))
+    for number, (tag, content) in enumerate(tags.items()):
+        table += struct.pack(">4sII", tag, start + 20 * number, len(content))
+    head = struct.pack(">I4sI4s4s4s", start + 32, b"lcms", 0x02100000, b"mntr", b"GRAY", b"XYZ ")
+    head += bytes(12) + b"acsp" + bytes(28) + white[8:]
+    return head.ljust(128, b"\0") + table + b"".join(tags.values())
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_grey_of_8_bits_keeps_its_bytes_where_no_pixel_changes(format):
+    grey, config = picture(200, 100).convert("L"), Config(encode=encode.Config(format=format))
+    encoded = file_of(grey, format)
+    assert process(encoded, config) == Processed(encoded, 200, 100)
+    other = {"JPEG": "PNG", "PNG": "JPEG"}[format]
+    upside_down = PIL.Image.Exif()
+    upside_down[0x0112] = 3
+    for image in (
+        file_of(grey, format, exif=upside_down),
+        file_of(grey.resize((600, 300)), format),
+        file_of(grey, format, icc_profile=grey_profile()),
+        file_of(grey, other),
+    ):
+        written = PIL.Image.open(io.BytesIO(process(image, config).encoded))
+        assert (written.format, written.mode) == (format, "RGB")
+
+
+@pytest.mark.parametrize("kind", ["transparent", "1 bit", "16 bits", "beside alpha"])
+def test_other_greys_of_png_are_written_anew(kind):
+    grey = picture(200, 100).convert("L")
+    deep = PIL.Image.fromarray(np.asarray(grey).astype(np.uint16) << 8)
+    encoded = {
+        "transparent": file_of(grey, "PNG", transparency=7),
+        "1 bit": file_of(grey.convert("1"), "PNG"),
+        "16 bits": file_of(deep, "PNG"),
+        "beside alpha": file_of(grey.convert("LA"), "PNG"),
+    }[kind]
+    found = process(encoded, Config(encode=encode.Config(format="PNG")))
+    assert PIL.Image.open(io.BytesIO(found.encoded)).mode == "RGB"
 
 
 @pytest.mark.parametrize("format", ["JPEG", "WEBP", "PNG"])

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import logging
 import tarfile
 import zipfile
@@ -35,6 +36,15 @@ def tar_of(files, extra=()):
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
     return out.getvalue()
+
+
+def test_bytes_of_a_name_that_are_not_utf8_are_escaped(tmp_path):
+    names = (b"caf\xe9/1.png", b"caf\xe8/1.png", "café/1.png".encode())
+    files = {name.decode("utf-8", "surrogateescape"): name for name in names}
+    (tmp_path / "a.tar").write_bytes(tar_of(files))
+    found = [json.loads(row[-1]) for row in rows(read(tmp_path / "a.tar", keep_name=True))]
+    expected = [r"caf\xe9/1.png", r"caf\xe8/1.png", "café/1.png"]
+    assert [one["file"] for one in found] == expected
 
 
 def zip_of(files):

@@ -6,7 +6,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from training.augment.stored import open_stored, resized
+from training.augment.crop import center_box
+from training.augment.recipe import Recipe, render
+from training.augment.stored import open_stored, resized, whole_jpeg
 
 
 def photo(width, height):
@@ -59,9 +61,42 @@ def test_jpeg_of_its_own_size_has_the_pixels_of_pillow(options):
     np.testing.assert_array_equal(found, np.asarray(PIL.Image.open(io.BytesIO(encoded))))
 
 
+def test_a_whole_jpeg_has_the_pixels_of_the_usual_way():
+    encoded = file_of(photo(40, 40), quality=80)
+    usual = resized(open_stored(encoded, of_dataset=True), (0, 0, 40, 40), 40)
+    np.testing.assert_array_equal(whole_jpeg(memoryview(encoded), 40), usual)
+
+
+@pytest.mark.parametrize(
+    ("size", "mode", "options"),
+    [
+        ((41, 40), "RGB", {}),
+        ((400, 400), "RGB", {}),
+        ((40, 40), "L", {}),
+        ((40, 40), "CMYK", {}),
+        ((40, 40), "RGB", {"progressive": True}),
+    ],
+)
+def test_all_others_go_the_usual_way(size, mode, options):
+    """CMYK above all, of which libjpeg-turbo makes other colours."""
+    encoded = file_of(photo(*size).convert(mode), **options)
+    assert whole_jpeg(encoded, 40) is None
+    expected = resized(open_stored(encoded, of_dataset=True), center_box(*size, 1.0), 40)
+    recipe = Recipe(size=40, crop="random_padded", padding=0)
+    np.testing.assert_array_equal(render(encoded, recipe, key=1), expected)
+
+
+def test_a_thumbnail_of_that_size_or_a_fault_go_the_usual_way():
+    thumbnail = file_of(photo(40, 40))
+    behind = file_of(photo(400, 400), exif=b"Exif\0\0" + thumbnail)
+    assert whole_jpeg(behind, 40) is None
+    assert whole_jpeg(thumbnail[:-100], 40) is None
+
+
 def test_grey_and_cmyk_become_rgb():
-    for mode in ("L", "CMYK"):
-        encoded = file_of(photo(40, 40).convert(mode))
+    """A dataset holds grey files as the corpus had them."""
+    for mode, kind in (("L", "JPEG"), ("L", "PNG"), ("CMYK", "JPEG")):
+        encoded = file_of(photo(40, 40).convert(mode), kind)
         found = resized(open_stored(encoded, of_dataset=True), (0, 0, 40, 40), 40)
         expected = PIL.Image.open(io.BytesIO(encoded)).convert("RGB")
         np.testing.assert_array_equal(found, np.asarray(expected))

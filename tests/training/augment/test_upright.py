@@ -155,8 +155,9 @@ def test_a_bomb_is_refused_by_its_header():
     side = int(MAX_PIXELS**0.5) + 1
     bomb = file_of(PIL.Image.new("1", (side, side)))
     assert len(bomb) < 50_000
-    with pytest.raises(ValueError, match="10001 x 10001 pixels, above 100,000,000"):
+    with pytest.raises(ValueError, match="10001 x 10001 pixels; max_pixels=100000000"):
         open_upright(bomb)
+    assert open_upright(bomb, max_pixels=side**2).size == (side, side)
 
 
 def test_a_recipe_takes_them_where_it_is_told_to():
