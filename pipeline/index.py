@@ -48,10 +48,12 @@ its size and sha256, and the classes; `python -m pipeline.verify` checks it. Eac
 - `jpg`, `png` or `webp`: the image
 - `cls`, where the images have classes: the index of its class in `manifest.json`
 - `txt`, where they have captions: the caption
-- `json`: width and height, and what the corpus said of the image; Hugging Face datasets reads it
-  from 4.7 on
+- `json`: width and height, and what the corpus said of the image; where that is more than a name,
+  Hugging Face datasets reads it from 4.7 on
 """
 _CARDS = {"text": _TEXT_CARD, "image": _IMAGE_CARD}
+_METADATA = ("metadata_columns", "metadata_members")
+"""Keys of a corpus that name what may be null in most samples, or of several types."""
 _CARD_USE = """
 To read it:
 
@@ -133,8 +135,9 @@ def card_front(manifest: Manifest) -> dict[str, Any]:
     """The front matter of the card."""
     files = [{"split": split, "path": f"{split}-*.tar"} for split in sorted(manifest.splits)]
     front = {"configs": [{"config_name": "default", "data_files": files}]}
-    if manifest.kind != "image":
-        return front
+    corpus = manifest.config.get("corpus", {})
+    if not any(corpus.get(name) for name in _METADATA):
+        return front  # it infers what older versions of it take, too
     return front | {"dataset_info": {"features": _image_features(manifest.config)}}
 
 

@@ -42,7 +42,7 @@ class KeepSamples(beam.PTransform):  # type: ignore[misc]
             batches
             | "OfBatch" >> beam.Map(_numbered_part, self.collector)
             | "OfPortion" >> beam.CombinePerKey(_Merge(self.collector))
-            | "KeepPortions" >> beam.Map(_keep, folder=self.folder)
+            | "WritePortions" >> beam.Map(_keep, folder=self.folder)
         )
 
 
