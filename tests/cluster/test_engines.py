@@ -224,7 +224,7 @@ def test_a_fault_is_survived_or_a_rerun_finishes(
     folder, env = tmp_path / kind, {**cpu_env, **engine.env}
     process = build(corpora[kind], folder, env, *engine.flags())
     try:
-        wait_until(lambda: is_in_its_main_job(process, folder), seconds=240, why=engine.logs)
+        wait_until(lambda: is_in_its_main_job(process, folder), seconds=500, why=engine.logs)
         assert len(shard_rows(folder)) < len(tars(local[kind])), "too late"
         strike(victim, process, engine)
     except BaseException:
