@@ -2,7 +2,7 @@
 byte for byte.
 
 A cluster of two workers each where network namespaces may be made, else the engine inside its job
-server. Faults, Prism and other services are `make cluster-test`'s.
+server. Images on Spark, Prism, faults and other services are `make cluster-test`'s.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ def build(words, dataset_dir, *flags, **variables):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-@pytest.fixture(scope="module", params=CLUSTERS)
+@pytest.fixture(scope="module")
 def engine(request, tmp_path_factory):
     """Flags of a build there, and variables of its environment."""
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
@@ -67,7 +67,11 @@ def engine(request, tmp_path_factory):
         yield flags, {"JAVA_TOOL_OPTIONS": " ".join(OPENS)}
 
 
-@pytest.mark.parametrize("kind", ["text", "images"])
+@pytest.mark.parametrize(
+    ("engine", "kind"),
+    [("flink", "text"), ("flink", "images"), ("spark", "text")],
+    indirect=["engine"],
+)
 def test_a_build_is_that_of_this_machine(engine, kind, corpora, tmp_path):
     flags, variables = engine
     here = build(corpora[kind], tmp_path / "here")
