@@ -37,7 +37,6 @@ from pipeline.images.clusters import find_clusters, sketch_rows
 from pipeline.images.hash_pairs import HashPairs
 from pipeline.images.near_duplicates import compare_hashes
 from pipeline.images.process import process
-from pipeline.images.similar import bands
 from pipeline.images.stages import pack_images, process_images
 from pipeline.key import add_keys, drop_copies
 from pipeline.normalise import normalise
@@ -221,11 +220,10 @@ def plan_of(portion: PortionSums, terms: Terms) -> tuple[int, float]:
 def measure_near_duplicates(folder: Path) -> Sums:
     """What comparing a group of hashes takes, and verifying images of which each has a partner."""
     seconds: Sums = defaultdict(float)
-    band = bands(NearDuplicates().radius)[0]
     spread = np.frombuffer(random_bytes(16 * HASHES), np.uint64).reshape(2, -1)
     group = [np.unique(hashes >> np.uint64(7) << np.uint64(7)) for hashes in spread]
     with clock(seconds, "compare"):
-        compare_hashes(group[0], group[1], NearDuplicates().radius, band)
+        compare_hashes(group[0], group[1], NearDuplicates().radius, 0)
     thumbnails = np.frombuffer(random_bytes(TWINS // 2 * SIDE * SIDE), np.uint8).reshape(
         -1, SIDE**2
     )

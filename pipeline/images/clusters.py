@@ -7,7 +7,7 @@ whose hash has a partner are held in memory, 1.1 KB each.
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,12 +121,13 @@ def find_clusters(sketches: Sequence[Path], pairs: HashPairs, config: Config) ->
     rows = _rows_of_interest(sketches, pairs)
     links = _Links(rows.num_rows)
     candidates = _Candidates(rows, config.min_correlation, links)
-    representatives = candidates.link_equal_hashes()
-    mirrored = candidates.row_pairs(pairs.mirrored, representatives, "mirrored_hash")
-    plain = candidates.row_pairs(pairs.plain, representatives, "hash")
+    leaders = candidates.link_equal_hashes()
+    turned = candidates.rows_by_mirrored_hash()
     for cropped in (False, True):
-        candidates.link(plain, mirror=False, cropped=cropped)
-        candidates.link(mirrored, mirror=True, cropped=cropped)
+        for block in row_pairs(pairs.plain, leaders, leaders):
+            candidates.link(block, mirror=False, cropped=cropped)
+        for block in row_pairs(pairs.mirrored, leaders, turned):
+            candidates.link(block, mirror=True, cropped=cropped)
     return Clusters(rows, _groups(rows, links))
 
 
@@ -201,21 +202,14 @@ class _Candidates:
             left = others[~same]
         return leaders
 
-    def row_pairs(self, pairs: Hashes, leaders: dict[int, list[int]], name: str) -> Pairs:
-        """Pairs of images for pairs of hashes, of which the second is of the column `name`."""
-        behind = leaders
-        if name != "hash":
-            behind = {}
-            for row, value in enumerate(self.rows.column(name).to_pylist()):
-                behind.setdefault(value, []).append(row)
-        found = [
-            (one, other)
-            for left, right in pairs.tolist()
-            for one in leaders.get(left, ())
-            for other in behind.get(right, [])[:MAX_LEADERS]
-            if one != other
-        ]
-        return np.array(found, np.int64).reshape(-1, 2)
+    def rows_by_mirrored_hash(self) -> dict[int, list[int]]:
+        """By the hash of their mirror image, so many as are compared."""
+        found: dict[int, list[int]] = {}
+        for row, value in enumerate(self.rows.column("mirrored_hash").to_pylist()):
+            rows = found.setdefault(value, [])
+            if len(rows) < MAX_LEADERS:
+                rows.append(row)
+        return found
 
     def link(self, pairs: Pairs, *, mirror: bool, cropped: bool) -> None:
         """Link the pairs that show the same; those that hang together need no look."""
@@ -234,13 +228,33 @@ class _Candidates:
         return np.concatenate(found)
 
 
+def row_pairs(
+    pairs: Hashes, lefts: dict[int, list[int]], rights: dict[int, list[int]]
+) -> Iterator[Pairs]:
+    """Pairs of images for pairs of hashes, in blocks: all at once would be Python objects of each.
+
+    Args:
+        pairs: of hashes.
+        lefts: images by the first hash of a pair.
+        rights: images by the second one.
+    """
+    for start in range(0, len(pairs), VERIFIED_AT_ONCE):
+        found = [
+            (one, other)
+            for left, right in pairs[start : start + VERIFIED_AT_ONCE].tolist()
+            for one in lefts.get(left, ())
+            for other in rights.get(right, ())
+            if one != other
+        ]
+        yield np.array(found, np.int64).reshape(-1, 2)
+
+
 def _rows_of_interest(sketches: Sequence[Path], pairs: HashPairs) -> pa.RecordBatch:
     """The images whose hash is another one's too or has a partner, each key once, by key."""
     hashes = [np.asarray(read_table(path, ("hash",)).column("hash")) for path in sketches]
     every, count = np.unique(np.concatenate([np.empty(0, np.uint64), *hashes]), return_counts=True)
-    wanted = np.unique(
-        np.concatenate([every[count > 1], pairs.plain.ravel(), pairs.mirrored[:, 0]])
-    )
+    sides = (pairs.plain[:, 0], pairs.plain[:, 1], pairs.mirrored[:, 0])
+    wanted = np.unique(np.concatenate([every[count > 1], *map(np.unique, sides)]))
     turned = np.unique(pairs.mirrored[:, 1])
     marked = SKETCHES.append(pa.field(MARK, pa.bool_()))
     found = [pa.RecordBatch.from_pylist([], schema=marked)]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import apache_beam as beam
 import numpy as np
+import xxhash
 
 from pipeline.exclude import read_table, write_table
 from pipeline.images.clusters import Config, find_clusters, summary
@@ -74,16 +75,22 @@ def band_groups(
 
 
 def compare_hashes(
-    plain: Hashes, mirrored: Hashes, radius: int, shared: tuple[int, ...] = ()
+    plain: Hashes, mirrored: Hashes, radius: int, band: int | None = None
 ) -> HashPairs:
     """The close pairs among distinct hashes of images, and between them and mirror images.
 
-    If a band is given, those that agree in it.
+    If a band is given, by its number, those that agree in it and in none before it, so that each
+    pair is found in one band alone.
     """
+    every = bands(radius)
+    shared, before = ((), []) if band is None else (every[band], every[:band])
     both = np.concatenate([plain, mirrored])
     left, right = close_pairs(both, radius, shared).T
-    own = right < len(plain)
-    across = ~own & (left < len(plain))
+    first = np.ones(len(left), np.bool_)
+    for earlier in before:
+        first &= band_values(both[left] ^ both[right], earlier) != 0
+    own = first & (right < len(plain))
+    across = first & (right >= len(plain)) & (left < len(plain))
     return HashPairs(
         np.stack([both[left[own]], both[right[own]]], axis=1),
         np.stack([both[left[across]], both[right[across]]], axis=1),
@@ -100,7 +107,7 @@ def exclude(_: None, pairs: Iterable[str], config: Config, work: WorkFolder, rec
         records: of what the portions were made; noted at the end.
     """
     sketches = sorted(work.sketches.glob("*.arrow"))
-    found = HashPairs.joined(HashPairs.read(work.pairs / name) for name in pairs)
+    found = HashPairs.joined([work.pairs / name for name in sorted(pairs)])
     clusters = find_clusters(sketches, found, config)
     rows = clusters.excluded()
     write_table(work.excluded, rows)
@@ -114,10 +121,13 @@ def _list(_: int, num_portions: int) -> Iterator[tuple[int, int]]:
 
 
 def _compare(group: tuple[tuple[int, int], Iterable[Tagged]], radius: int, work: WorkFolder) -> str:
-    """The name of the file of the pairs that are close."""
-    (number, value), parts = group
-    plain, mirrored = zip(*parts, strict=True)
-    distinct = np.unique(np.concatenate(plain)), np.unique(np.concatenate(mirrored))
-    name = f"{number}-{value:03d}.arrow"
-    compare_hashes(*distinct, radius, bands(radius)[number]).write(work.pairs / name)
+    """The name of the file of the pairs that are close; one that is there is not made again."""
+    (band, value), parts = group
+    found = zip(*parts, strict=True)
+    plain, mirrored = (np.unique(np.concatenate(hashes)) for hashes in found)
+    digest = xxhash.xxh3_128(radius.to_bytes() + len(plain).to_bytes(8))
+    digest.update(np.concatenate([plain, mirrored]).tobytes())
+    name = f"{band}-{value:03d}-{digest.hexdigest()}.arrow"
+    if not (work.pairs / name).exists():
+        compare_hashes(plain, mirrored, radius, band).write(work.pairs / name)
     return name

@@ -8,11 +8,12 @@ import pyarrow as pa
 import pytest
 
 from pipeline.exclude import read_excluded, read_table, write_table
-from pipeline.images import clusters
+from pipeline.images import clusters, near_duplicates
 from pipeline.images.appearance import appearance
 from pipeline.images.clusters import SKETCHES, Config, find_clusters, sketch_rows
 from pipeline.images.hash_pairs import HashPairs
 from pipeline.images.near_duplicates import FindNearDuplicates, compare_hashes
+from pipeline.images.similar import band_values, bands
 from pipeline.split import MARK
 from pipeline.work import WorkFolder
 
@@ -173,17 +174,37 @@ def test_compared_are_images_with_images_and_with_mirror_images():
     found = compare_hashes(plain, mirrored, radius=1)
     assert found.plain.tolist() == [[0, 1]]
     assert found.mirrored.tolist() == [[0, 0], [1, 0], [1, 0b11]]
-    joined = HashPairs.joined([found, found])
-    assert joined.plain.tolist() == [[0, 1]] and len(joined.mirrored) == 3
+
+
+@pytest.mark.parametrize("radius", [1, 3, 8])
+def test_each_close_pair_is_found_in_one_band(radius):
+    """Of hashes that agree in several bands, as those of real near-duplicates do."""
+    draw = np.random.default_rng(radius)
+    flips = draw.integers(0, 2, (2, 300, radius), np.uint64)  # 0 flips nothing
+    flips <<= draw.integers(0, 64, (2, 300, radius), np.uint64)
+    plain, mirrored = (np.unique(np.bitwise_xor.reduce(one, axis=1)) for one in flips)
+    whole = compare_hashes(plain, mirrored, radius)
+    parts = [
+        compare_hashes(plain[own == value], mirrored[other == value], radius, number)
+        for number, band in enumerate(bands(radius))
+        for own, other in [[band_values(one, band) for one in (plain, mirrored)]]
+        for value in np.unique(np.concatenate([own, other]))
+    ]
+    assert len(whole.plain) > 50 and len(whole.mirrored) > 50
+    for kind in ("plain", "mirrored"):
+        found = sorted(tuple(pair) for part in parts for pair in getattr(part, kind).tolist())
+        assert found == sorted(map(tuple, getattr(whole, kind).tolist()))
 
 
 @pytest.mark.parametrize("lengths", [(2, 3), (0, 1), (4, 0), (0, 0)])
 def test_close_pairs_are_read_as_they_were_written(tmp_path, lengths):
     draw = np.random.default_rng(0)
     plain, mirrored = (draw.integers(0, 2**64, (n, 2), np.uint64) for n in lengths)
-    HashPairs(plain, mirrored).write(tmp_path / "pairs.arrow")
-    found = HashPairs.read(tmp_path / "pairs.arrow")
-    assert np.array_equal(found.plain, plain) and np.array_equal(found.mirrored, mirrored)
+    HashPairs(plain, mirrored).write(tmp_path / "1.arrow")
+    HashPairs(mirrored, plain).write(tmp_path / "2.arrow")
+    found = HashPairs.joined([tmp_path / "1.arrow", tmp_path / "2.arrow"])
+    assert found.plain.tolist() == [*plain.tolist(), *mirrored.tolist()]
+    assert found.mirrored.tolist() == [*mirrored.tolist(), *plain.tolist()]
 
 
 def test_pairs_of_an_earlier_comparison_are_not_used(work):
@@ -192,8 +213,30 @@ def test_pairs_of_an_earlier_comparison_are_not_used(work):
     write(work, 0, [(0, one), (1, one), (2, other)])
     hashes = np.asarray(read_table(work.sketch(0)).column("hash"))
     stale = HashPairs(np.array([[hashes[0], hashes[2]]]), np.empty((0, 2), np.uint64))
-    stale.write(work.pairs / "8-127.arrow")
+    stale.write(work.pairs / "8-127-0.arrow")
     assert {key: kept for key, (kept, _) in run(work, 1).items()} == {1: 0}
+
+
+def test_pairs_that_were_found_are_not_looked_for_again(work, monkeypatch):
+    """A build that was killed in its comparison; groups that changed are compared."""
+    write(work, 0, [(0, picture(1)), (1, picture(1)), (2, picture(2)), (3, picture(7))])
+    whole = run(work, 1)
+    made = {path.name: path.stat().st_ino for path in work.pairs.iterdir()}
+    lost = sorted(made)[::3]
+    for name in lost:
+        (work.pairs / name).unlink()
+    compared = []
+    again = near_duplicates.compare_hashes
+    monkeypatch.setattr(
+        near_duplicates, "compare_hashes", lambda *one: compared.append(1) or again(*one)
+    )
+    assert run(work, 1) == whole
+    assert len(compared) == len(lost) > 0
+    left = {path.name: path.stat().st_ino for path in work.pairs.iterdir()}
+    assert left.keys() == made.keys()
+    assert all(left[name] == made[name] for name in made if name not in lost)
+    write(work, 0, [(0, picture(1)), (1, picture(3)), (2, picture(2)), (3, picture(7))])
+    assert run(work, 1) == {}
 
 
 @pytest.mark.parametrize(
