@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 OURS = ("--dry-run", "--help")
+ALIKE = 0.9
+"""By difflib: one or two letters of a flag are other ones or in other places."""
 UNSUITABLE = tuple(f"{kind}DirectRunner" for kind in ("", "Switching", "BundleBased", "Test"))
 """Without internet they hold the corpus in memory; with it they download an engine, Prism."""
 
@@ -21,16 +23,17 @@ def check_flags(flags: Sequence[str]) -> None:
     for flag in flags:
         name = flag.split("=", 1)[0]
         if flag.startswith("-") and name not in known:
-            close = difflib.get_close_matches(name, OURS, n=1)
+            close = difflib.get_close_matches(name, OURS, n=1, cutoff=ALIKE)
             close = close or difflib.get_close_matches(name, known, n=1)
             meant = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(f"{name}: neither an option of this command nor of Beam{meant}")
 
 
 def check_spelling(flags: Sequence[str]) -> None:
-    """Refuse `--flink-master` and `--Flink_Master`: Beam would go on with its default.
+    """Refuse `--flink-master`, `--Flink_Master` and `--flink_mastre`: Beam would go on with its
+    default.
 
-    An engine may know flags that Beam does not, so that others pass.
+    An engine may know flags that Beam does not, so that those pass that are like none of Beam's.
 
     Raises:
         ValueError: names the flag and its right spelling.
@@ -39,9 +42,10 @@ def check_spelling(flags: Sequence[str]) -> None:
     spelling = {_plain(name): name for name in known}
     for flag in flags:
         name = flag.split("=", 1)[0]
-        if flag.startswith("-") and name not in known and _plain(name) in spelling:
-            meant = spelling[_plain(name)]
-            raise ValueError(f"{name}: Beam would ignore it; did you mean {meant}?")
+        if flag.startswith("-") and name not in known:
+            for meant in difflib.get_close_matches(_plain(name), spelling, n=1, cutoff=ALIKE):
+                told = f"{name}: Beam would ignore it; did you mean {spelling[meant]}?"
+                raise ValueError(told)
 
 
 def known_flags() -> list[str]:

@@ -1,10 +1,14 @@
-"""The Beam version of a job server, where its jar tells it; the job API does not."""
+"""A job server before it is used: whether what listens at its endpoint is one, and the version of
+its Beam, where its jar tells it; the job API does not.
+"""
 
 import re
 import zipfile
 from collections.abc import Sequence
 
 import apache_beam as beam
+import grpc  # type: ignore[import-untyped]
+from apache_beam.runners.worker.channel_factory import GRPCChannelFactory
 
 from pipeline.engine_flags import read_flag
 
@@ -12,15 +16,23 @@ JARS = ("flink_job_server_jar", "spark_job_server_jar")
 PROPERTIES = "org/apache/beam/sdk/sdk.properties"
 FURTHEST = 9
 """Minor releases: Beam makes as many in a year, for which it supports each. Seven were run."""
+READY_SECONDS = 20.0
+"""A job server greets in milliseconds; Beam would wait for one without end."""
 
 
 def check_job_server(flags: Sequence[str], ours: str = beam.__version__) -> None:
-    """Refuse a jar that is too far from this Beam; one that tells no version passes.
+    """Refuse an endpoint that is no job server, and a jar that is too far from this Beam; one that
+    tells no version passes.
 
     Raises:
-        ValueError: it is, or it is no jar.
-        FileNotFoundError: there is none.
+        ValueError: they are, or there is no such jar.
     """
+    endpoint = read_flag(flags, "job_endpoint")
+    if endpoint and not is_job_server(endpoint, READY_SECONDS):
+        raise ValueError(
+            f"--job_endpoint={endpoint}: what listens there does not speak as a job server, or "
+            "hangs; the address of an engine itself goes to --flink_master or --spark_master_url"
+        )
     for name in JARS:
         path = read_flag(flags, name)
         found = jar_version(path, name) if path and "://" not in path else None
@@ -32,6 +44,16 @@ def check_job_server(flags: Sequence[str], ours: str = beam.__version__) -> None
             )
 
 
+def is_job_server(endpoint: str, seconds: float) -> bool:
+    """Whether a server of gRPC, as Beam's job servers are, greets there within so many seconds."""
+    with GRPCChannelFactory.insecure_channel(endpoint) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=seconds)
+        except grpc.FutureTimeoutError:
+            return False
+        return True
+
+
 def jar_version(path: str, name: str) -> str | None:
     """What the Beam inside of a jar calls itself, if it is there."""
     try:
@@ -39,6 +61,8 @@ def jar_version(path: str, name: str) -> str | None:
             text = jar.read(PROPERTIES).decode()
     except KeyError:
         return None
+    except FileNotFoundError:
+        raise ValueError(f"--{name}={path}: no such file") from None
     except zipfile.BadZipFile:
         raise ValueError(f"--{name}={path}: no jar") from None
     found = re.search(r"^version=(\d+\.\d+\S*)$", text, re.MULTILINE)

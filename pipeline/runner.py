@@ -45,6 +45,12 @@ ENGINE_MEMORY = (
 )
 NO_MEMORY = ("java.lang.OutOfMemoryError", "call is closed")
 """Of an engine; the second of what Flink repeats behind the first."""
+NO_DOWNLOAD = ("fetch remote job server jar", "fetch remote prism binary")
+DOWNLOADED = (
+    "; Beam downloads it: without internet name a job server's jar by --flink_job_server_jar=PATH "
+    "or --spark_job_server_jar=PATH, or start a job server and give --runner=PortableRunner "
+    "--job_endpoint=HOST:PORT"
+)
 LOCAL_RUNNER = "FnApiRunner"
 
 _ERROR = re.compile(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception|Interrupt|Exit)): ?(.*)$", re.MULTILINE)
@@ -230,6 +236,8 @@ def one_line(error: BaseException) -> str:
         )
     if any(sign in message for sign in NO_MEMORY):
         return f"{message}{ENGINE_MEMORY}"
+    if any(sign in message for sign in NO_DOWNLOAD):
+        return f"{message}{DOWNLOADED}"
     where = _WHERE.findall(str(error))
     stage = where[-1].split("/")[0].split("-")[0] if where else ""
     return f"{name}: {message} (stage {stage})" if stage else f"{name}: {message}"

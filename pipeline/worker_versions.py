@@ -14,7 +14,7 @@ import apache_beam as beam
 from pipeline.engine_flags import PORTABLE, read_flag
 from pipeline.fingerprints import STAGES_VERSION
 from pipeline.refused import RefusedError
-from pipeline.runner import StageError
+from pipeline.runner import DOWNLOADED, StageError
 
 ELEMENTS = 256
 """So many that each of tens of workers gets some."""
@@ -54,7 +54,7 @@ def check_workers(run: Run, libraries: Mapping[str, str], flags: tuple[str, ...]
     try:
         run(construct)
     except StageError as error:
-        if "Millrace" in str(error):
+        if "Millrace" in str(error) or DOWNLOADED in str(error):
             raise
         raise StageError(
             f"workers could not run a first small job: {error}; {_asked_for(flags)}have they this "

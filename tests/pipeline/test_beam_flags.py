@@ -41,6 +41,7 @@ def test_flags_of_beam_pass(flags):
             "--dryrun: neither an option of this command nor of Beam; did you mean --dry-run?",
         ),
         ("--direct_num_worker=3", "; did you mean --direct_num_workers?"),
+        ("--runnr=FlinkRunner", "; did you mean --runner?"),
         ("--zzzzqqqq", "--zzzzqqqq: neither an option of this command nor of Beam"),
     ],
 )

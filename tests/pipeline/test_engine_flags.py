@@ -62,7 +62,9 @@ def test_what_is_given_counts(listening):
     assert complete_flags(whole, num_workers=2) == tuple(whole)
 
 
-@pytest.mark.parametrize("flag", ["--flink-master=host:8081", "--Flink_Master", "--FLINK-MASTER"])
+@pytest.mark.parametrize(
+    "flag", ["--flink-master=host:8081", "--Flink_Master", "--FLINK-MASTER", "--flink_mastre=a:1"]
+)
 @pytest.mark.parametrize("runner", [[], ["--runner=FlinkRunner"], ["--runner=DataflowRunner"]])
 def test_a_flag_that_is_spelt_otherwise(flag, runner):
     name = flag.partition("=")[0]

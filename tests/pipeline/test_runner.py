@@ -181,6 +181,12 @@ def test_workers_that_run_nothing():
 
     with pytest.raises(StageError, match=r"code\(\) takes at most .*; have they this .* Python 3"):
         check_workers(run, {})
+
+    def run_without_jar(construct):
+        raise StageError(one_line(RuntimeError("Unable to fetch remote job server jar at URL: no")))
+
+    with pytest.raises(StageError, match=r"^Unable .*; Beam downloads it: .*_jar=PATH"):
+        check_workers(run_without_jar, {})
     flags = ("--environment_type=EXTERNAL", "--environment_config=10.0.0.7:50000")
     told = r"does a worker pool answer at 10\.0\.0\.7:50000 on each machine .*, and have they this"
     with pytest.raises(StageError, match=told):
