@@ -64,19 +64,24 @@ class WorkFolder:
         return self.root / "pairs"
 
     @property
+    def compares(self) -> Path:
+        """What came of this comparison; of each request by itself, as `shards`."""
+        return self.root / "compares" / self.request[:16]
+
+    @property
     def excluded(self) -> Path:
         """The documents that this comparison found to be out."""
-        return self.root / "excluded.arrow"
+        return self.compares / "excluded.arrow"
 
     @property
     def comparison(self) -> Path:
         """What the report says of this comparison."""
-        return self.root / "comparison.json"
+        return self.compares / "comparison.json"
 
     @property
     def compared(self) -> Path:
         """Of which portions it was: a rerun with the same ones does not repeat it."""
-        return self.root / "compared.json"
+        return self.compares / "compared.json"
 
     @property
     def samples(self) -> Path:
@@ -132,8 +137,8 @@ class WorkFolder:
 
     def create(self) -> None:
         """Make the folder and its parts, and drop what a killed build was in the middle of."""
-        folders = (self.portions, self.spills, self.sketches, self.pairs, self.shards)
-        for folder in (*folders, self.rejects, self.progress):
+        folders = (self.portions, self.spills, self.sketches, self.pairs, self.compares)
+        for folder in (*folders, self.shards, self.rejects, self.progress):
             folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.publication, ignore_errors=True)
         for unfinished in self.root.rglob(".*"):
