@@ -153,7 +153,7 @@ def test_a_rerun_after_a_kill_gives_the_same_bytes(built, corpus, tmp_path):
     (tmp_path / "config.yaml").write_text("shuffle_seed: 0\n")
     command = [sys.executable, "-m", "pipeline", str(tmp_path / "config.yaml"), *overrides]
     work = tmp_path / "dataset/.work"
-    moments = ("portions/*.json", "compares/*/excluded.arrow", "shards/*/*.json")
+    moments = ("portions/*.json", "pairs/*.arrow", "compares/*/excluded.arrow", "shards/*/*.json")
     for moment in moments:
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:
             end = time.monotonic() + 60
