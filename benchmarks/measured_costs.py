@@ -81,8 +81,10 @@ ORDER = [
     "cut by shard, encode, decode",
     "WriteShards",
 ]
-PLAN_ROW = 50
-"""Bytes of a shard in the plan, as it is sent to workers."""
+PLAN_ROW = 201
+"""Bytes of a shard in the file of the plan."""
+CLOSE_PAIR = 24
+"""Bytes that a close pair of hashes takes, at its peak, of the worker that makes clusters."""
 SKETCH, EXCLUDED = 1072, 87
 """Bytes that an image leaves to be compared by, and of one that is out."""
 COMPARE_SECONDS = 75e-6

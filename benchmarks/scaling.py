@@ -13,6 +13,7 @@ from math import ceil, comb
 from measured_costs import (
     BANDS,
     CHANCE_SECONDS,
+    CLOSE_PAIR,
     COMPARE_SECONDS,
     EXCLUDED,
     GROUPS,
@@ -31,8 +32,6 @@ from measured_costs import (
 
 PARTNERS = 0.1
 """Share of images that have a near-duplicate: assumed."""
-CLOSE_PAIR = 24
-"""Bytes of the worker that makes clusters: measured at 2 and 8 million pairs."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ other processes of the machine change little. `benchmarks/scaling.py` holds what
 import argparse
 import tempfile
 import time
+import tracemalloc
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,14 +34,14 @@ from pipeline.encoder import load_encoder
 from pipeline.exclude import EXCLUDED, write_table
 from pipeline.images.appearance import SIDE, Appearance
 from pipeline.images.clusters import Config as NearDuplicates
-from pipeline.images.clusters import find_clusters, sketch_rows
+from pipeline.images.clusters import find_clusters, row_pairs, sketch_rows, wanted_hashes
 from pipeline.images.hash_pairs import HashPairs
 from pipeline.images.near_duplicates import compare_hashes
 from pipeline.images.process import process
 from pipeline.images.stages import pack_images, process_images
 from pipeline.key import add_keys, drop_copies
 from pipeline.normalise import normalise
-from pipeline.plan import MAX_PARTITION_BITS, PlannedShard, ShardPlan
+from pipeline.plan import MAX_PARTITION_BITS, PlannedShard, ShardPlan, write_plan
 from pipeline.portions import PortionSums
 from pipeline.read import read_portion
 from pipeline.runner import Engine
@@ -58,6 +59,8 @@ RECORDS = 100
 EXCLUDED_IMAGES = 1_000_000
 HASHES = 200_000
 """Of images and of mirror images, in the group of near-duplicates that is compared."""
+CLOSE = 2_000
+"""Hashes that are all close to each other."""
 TWINS = 20_000
 """Images that are verified by their thumbnails, each with one partner."""
 CODER = FastPrimitivesCoder()
@@ -81,6 +84,9 @@ def main() -> None:
     if arguments.photos:
         with tempfile.TemporaryDirectory() as temporary:
             tell("near-duplicates", measure_near_duplicates(Path(temporary)))
+    with tempfile.TemporaryDirectory() as temporary:
+        row = Path(write_plan(even_plan(), Path(temporary))).stat().st_size / SHARDS
+        tell("plan", {"bytes of a shard": row})
 
 
 def measure(words: list[str], folder: Path) -> None:
@@ -191,7 +197,7 @@ def even_plan() -> ShardPlan:
     """A plan of many shards, all of training."""
     width = 2**MAX_PARTITION_BITS // SHARDS
     shards = [
-        PlannedShard(f"train-{i:06d}", TRAIN, i * width, (i + 1) * width, 1, 0, "f")
+        PlannedShard(f"train-{i:06d}", TRAIN, i * width, (i + 1) * width, 2**27, 0, "f" * 64)
         for i in range(SHARDS)
     ]
     return ShardPlan(MAX_PARTITION_BITS, 0, tuple(shards))
@@ -245,9 +251,26 @@ def measure_near_duplicates(folder: Path) -> Sums:
     return {
         "compare, us for a hash": 1e6 * seconds["compare"] / (2 * HASHES),
         "verify, us for an image": 1e6 * seconds["verify"] / TWINS,
+        "close pair, bytes at the peak": close_pair(folder),
         "sketch": (folder / "0.arrow").stat().st_size / TWINS,
         "excluded": found.nbytes / found.num_rows,
     }
+
+
+def close_pair(folder: Path) -> float:
+    """What the worker that makes clusters takes for each, where hashes are close to all others."""
+    paths, hashes = [folder / f"pairs-{band}.arrow" for band in range(9)], np.arange(CLOSE)
+    pairs = np.stack(np.triu_indices(CLOSE, 1), axis=1).astype(np.uint64)
+    for path, part in zip(paths, np.array_split(pairs, len(paths)), strict=True):
+        HashPairs(part, np.empty((0, 2), np.uint64)).write(path)
+    rows = {value: [value] for value in hashes.tolist()}
+    tracemalloc.start()
+    found = HashPairs.joined(paths)
+    assert len(wanted_hashes(found)) == CLOSE
+    assert sum(map(len, row_pairs(found.plain, rows, rows))) == len(pairs)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak / len(pairs)
 
 
 def random_bytes(count: int) -> bytes:

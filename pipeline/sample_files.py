@@ -71,9 +71,12 @@ class _KeepPortion(beam.DoFn):  # type: ignore[misc]
     def __init__(self, collector: Collector, folder: str) -> None:
         self.collector = collector
         self.folder = folder
+        self.portion = -1
         self.parts: list[Part] = []
 
     def process(self, batch: Batch) -> Iterator[Any]:
+        self.portion = batch.portion if not self.parts else self.portion
+        assert batch.portion == self.portion, "batches of two portions are mixed"
         self.parts.append(_part(batch, self.collector))
         if batch.last or len(self.parts) == MERGED_AT_ONCE:
             self.parts = [_merge(self.parts, self.collector)]

@@ -249,12 +249,17 @@ def row_pairs(
         yield np.array(found, np.int64).reshape(-1, 2)
 
 
+def wanted_hashes(pairs: HashPairs) -> Hashes:
+    """Of images that have a partner; column by column, for pairs are many and hashes few."""
+    sides = (pairs.plain[:, 0], pairs.plain[:, 1], pairs.mirrored[:, 0])
+    return np.unique(np.concatenate([*map(np.unique, sides)]))
+
+
 def _rows_of_interest(sketches: Sequence[Path], pairs: HashPairs) -> pa.RecordBatch:
     """The images whose hash is another one's too or has a partner, each key once, by key."""
     hashes = [np.asarray(read_table(path, ("hash",)).column("hash")) for path in sketches]
     every, count = np.unique(np.concatenate([np.empty(0, np.uint64), *hashes]), return_counts=True)
-    sides = (pairs.plain[:, 0], pairs.plain[:, 1], pairs.mirrored[:, 0])
-    wanted = np.unique(np.concatenate([every[count > 1], *map(np.unique, sides)]))
+    wanted = np.unique(np.concatenate([every[count > 1], wanted_hashes(pairs)]))
     turned = np.unique(pairs.mirrored[:, 1])
     marked = SKETCHES.append(pa.field(MARK, pa.bool_()))
     found = [pa.RecordBatch.from_pylist([], schema=marked)]

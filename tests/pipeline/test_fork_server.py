@@ -85,11 +85,11 @@ def test_a_caller_hears_of_the_end_of_a_worker(temporary):
     told = dict.fromkeys(("CONTROL_API_SERVICE_DESCRIPTOR", "LOGGING_API_SERVICE_DESCRIPTOR"), "?")
     told |= {"PIPELINE_OPTIONS": "{}", "WORKER_ID": "1"}
     called = subprocess.run(
-        fork_server.command(), shell=True, env={**os.environ, **told}, timeout=120
+        fork_server.command(), shell=True, env={**os.environ, **told}, timeout=30
     )
     assert called.returncode == 1
     fork_server.close()
-    refused = subprocess.run(fork_server.command(), shell=True, capture_output=True, timeout=120)
+    refused = subprocess.run(fork_server.command(), shell=True, capture_output=True, timeout=30)
     assert refused.returncode == 1
 
 

@@ -67,6 +67,15 @@ def test_both_ways_leave_the_same_of_each_portion(collector, tmp_path):
     assert collector.of_corpus(expected)
 
 
+def test_batches_of_two_portions_are_not_taken_for_one(tmp_path):
+    """The sample would be another one, and nobody would see it."""
+    pipeline = beam.Pipeline("FnApiRunner")
+    batches = pipeline | beam.Create([[BATCHES[0], BATCHES[-1]]]) | beam.FlatMap(list)
+    _ = batches | KeepSamples(CollectCharacters(), str(tmp_path), True)
+    with pytest.raises(Exception, match="batches of two portions are mixed"):
+        pipeline.run()
+
+
 def test_a_file_that_is_cut_off_is_read_again(tmp_path):
     path = sample_path(tmp_path, 0)
     assert not is_whole(path)
