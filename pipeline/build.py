@@ -20,7 +20,7 @@ from pipeline.config import PipelineConfig, TextPipelineConfig, byte_config
 from pipeline.corpus import Portion, plan_portions
 from pipeline.decide import Terms, decide, records_hash
 from pipeline.destination import Destination, check_apart, destination_of
-from pipeline.engine_flags import complete_flags
+from pipeline.engine_flags import check_places, complete_flags
 from pipeline.fingerprints import library_versions, portion_fingerprints, request_fingerprint
 from pipeline.job_server import check_job_server
 from pipeline.kind import Kind
@@ -34,6 +34,7 @@ from pipeline.progress import ProgressDisplay
 from pipeline.publish import Building, already_published, publish
 from pipeline.runner import Engine, StageError, fork_server_of, run_beam, uses_local_runner
 from pipeline.shards import ShardSettings
+from pipeline.shared_work import bring
 from pipeline.space import check_free_space, full_disk_advice
 from pipeline.split import marked_schema
 from pipeline.stage_seconds import add_seconds
@@ -63,6 +64,7 @@ def build(
     destination = destination_of(config)
     check_apart(destination, config.corpus.config.path)
     flags = complete_flags(flags, num_workers=config.num_workers)
+    check_places(flags, dataset_dir=config.dataset_dir, corpus=config.corpus.config.path)
     check_job_server(flags)
     with fork_server_of(config.num_workers or num_cores(), flags) as fork_server:
         portions = plan_portions(config.corpus.module, config.corpus.config)
@@ -108,7 +110,10 @@ def _build(
 ) -> Building:
     """All but publication."""
     work = destination.work
+    if work.store and not engine.spills:
+        work = work.between_machines()
     work.create()
+    bring(work, work.comparison, work.leaks)
     check_free_space(destination.folder, portions, growth=destination.growth(config))
     try:
         if are_elsewhere(engine.flags):
@@ -158,7 +163,7 @@ def _run(
 ) -> None:
     """Whatever is not finished yet."""
     work, compare = terms.work, None
-    if read_json(work.compared) != terms.records:
+    if (read_json(work.comparison) or {}).get("records") != terms.records:
         compare = kind.compare(work, len(portions), terms.records)
     schema = marked_schema(kind.schema, terms.validation_paths)
     unfinished = _unfinished(portions, fingerprints, work, spills=engine.spills)
@@ -176,6 +181,7 @@ def _run(
         listing_of(work, ordered, fingerprints) as listing,
     ):
         found = run_beam(partial(construct, listing=listing), engine, work.error_log)
+    bring(work, work.portions, work.rejects, work.shards, work.comparison)
     add_seconds(work, found)
 
 

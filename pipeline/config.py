@@ -87,8 +87,8 @@ class PipelineConfig:
     shards: ShardsConfig = field(default_factory=ShardsConfig)
     """How the dataset is cut into files."""
     scratch_dir: str = "scratch"
-    """Local folder, on a cluster one that all workers share, in which the build of a dataset in a
-    store works; what it puts there is removed at the end. A dataset on a disk needs none."""
+    """Local folder in which the build of a dataset in a store works, on an engine the machine that
+    submits; what it puts there is removed at the end. A dataset on a disk needs none."""
     num_workers: int = 0
     """Worker processes on this machine; 0 for one per core. Does not change a byte."""
     max_bad_fraction: float = 0.01

@@ -6,18 +6,19 @@ function of them alone, so the driver and every worker come to the same decision
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from pipeline.batch import UNREADABLE, UNREADABLE_FILES, Count
-from pipeline.exclude import Excluded, read_excluded
 from pipeline.funnel import nothing_left, top_reasons
 from pipeline.leaks import without_leaks
 from pipeline.plan import Histogram, ShardPlan, plan_shards
 from pipeline.portions import Placement, add_counts, read_record, without_excluded
 from pipeline.refused import RefusedError
 from pipeline.rejects import Tally, add_tallies
+from pipeline.shared_work import Files, excluded_at, place_of
 from pipeline.split import (
     Candidates,
     documents_threshold,
@@ -77,10 +78,10 @@ class _Sums:
     spills: tuple[str, ...] = ()
 
 
-def make_plan(terms: Terms) -> ShardPlan:
+def make_plan(terms: Terms, work: WorkFolder) -> ShardPlan:
     """The plan; the names of the classes lie in the work folder when it is made."""
-    decision = decide(terms)
-    write_json(terms.work.classes, list(decision.classes))
+    decision = decide(replace(terms, work=work))
+    write_json(work.classes, list(decision.classes))
     return decision.plan
 
 
@@ -92,14 +93,14 @@ def decide(terms: Terms) -> Decision:
     """
     digest, found = hashlib.sha256(terms.config_hash.encode()), []
     sums = _Sums(np.zeros((2, 2**terms.placement.partition_bits), np.int64), no_candidates())
-    excluded = read_excluded(terms.work.excluded) if terms.compares else Excluded.none()
+    excluded = excluded_at(place_of(terms.work, terms.work.excluded)) if terms.compares else None
     spills: list[str] = []
     classes: set[str] = set()
-    for index in range(terms.num_portions):
+    for index, sketch in enumerate(_sketches(terms)):
         record = read_record(terms.work.portion(index))
         assert record is not None, f"portion {index} has no completion record"
-        if terms.compares:
-            record = without_excluded(record, terms.placement, excluded, terms.work)
+        if excluded is not None and sketch is not None:
+            record = without_excluded(record, terms.placement, excluded, sketch)
         digest.update(record.fingerprint.encode())
         found.append(record.fingerprint)
         sums.histogram += record.histogram
@@ -138,6 +139,14 @@ def in_class_order(names: set[str]) -> list[str]:
     if all(name.isascii() and name.isdigit() for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
+
+
+def _sketches(terms: Terms) -> Iterable[Path | None]:
+    """The file that each portion left for a comparison, if it left one."""
+    portions = range(terms.num_portions)
+    if not terms.compares:
+        return [None for _ in portions]
+    return Files(terms.work, [terms.work.sketch(portion) for portion in portions])
 
 
 def _split(sums: _Sums, placement: Placement) -> int:

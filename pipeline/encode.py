@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -13,6 +12,7 @@ import pyarrow as pa
 
 from pipeline.batch import Batch, Count, encoded_rows, text_buffers
 from pipeline.encoder import Encoder, load_encoder
+from pipeline.shared_work import read_place
 from pipeline.split import carry_mark
 
 STAGE = "encode"
@@ -23,7 +23,7 @@ class EncodeDocuments(beam.PTransform):  # type: ignore[misc]
     """Batches of documents -> batches of rows of `ENCODED`: tokens, end of document included."""
 
     tokenizer: str
-    """Path of a tokenizer.json that all workers see; one of 128,000 tokens would fill a job."""
+    """Place of a tokenizer.json that all workers see; one of 128,000 tokens would fill a job."""
     end_of_document: str
     """Special token behind every document."""
     engine: str = "fast"
@@ -72,5 +72,5 @@ class _Encode(beam.DoFn):  # type: ignore[misc]
 
 @lru_cache(maxsize=1)
 def _load(tokenizer: str, end_of_document: str, engine: str) -> Encoder:
-    text = Path(tokenizer).read_text(encoding="utf-8")
+    text = read_place(tokenizer).decode()
     return load_encoder(text, end_of_document=end_of_document, engine=engine)

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Sequence
 
 from pipeline.beam_flags import check_spelling, runner_name
+from pipeline.urls import is_local
 
 PORTABLE = ("FlinkRunner", "SparkRunner", "PortableRunner")
 """Runners that hand stages to workers over Beam's portability API."""
@@ -55,6 +56,22 @@ def complete_flags(flags: Sequence[str], *, num_workers: int) -> tuple[str, ...]
     _check_environment(flags, runner, is_here=is_here)
     _check_addresses(flags, runner)
     return (*flags, *(f"--{name}={value}" for name, value in added.items()))
+
+
+def check_places(flags: Sequence[str], *, dataset_dir: str, corpus: Sequence[str]) -> None:
+    """Refuse folders of this machine where no machine of the engine can see them.
+
+    Raises:
+        ValueError: a place is local.
+    """
+    if read_flag(flags, "runner") != "DataflowRunner":
+        return
+    for key, place in (("dataset_dir", dataset_dir), *(("corpus.path", one) for one in corpus)):
+        if is_local(place):
+            raise ValueError(
+                f"{key}: {place}; workers of Dataflow see no folder of this machine: "
+                "gs://BUCKET/PREFIX is needed"
+            )
 
 
 def name_runner(flags: Sequence[str]) -> tuple[str, ...]:

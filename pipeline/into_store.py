@@ -25,6 +25,8 @@ from pipeline.tar import index_path
 from pipeline.urls import StoreError
 from pipeline.work import FOLDER, WorkFolder, read_json, write_json
 
+WORK = f"{FOLDER}/"
+"""Objects by which the machines of an engine help each other begin so."""
 OUTDATED = re.compile(r"[a-z]+-\d{6}\.tar(\.idx)?|[a-z]+\.wids\.json|rejects/.*")
 """What a build of another plan may have left beside what a dataset has."""
 
@@ -55,8 +57,7 @@ class IntoStore:
         return _tree(self.store.read(name)) if name in self._sizes else None
 
     def tidy(self) -> None:
-        if MARK in self._sizes:
-            self.store.remove([MARK])
+        self._remove_work(self._sizes)
         shutil.rmtree(self.work.root, ignore_errors=True)
 
     def claim(self, request: str) -> None:
@@ -87,7 +88,7 @@ class IntoStore:
         left = {name for name in sizes if OUTDATED.fullmatch(name)} - tars - files.keys()
         self.store.remove(left)
         self.store.send_bytes(FILE_NAME, render_manifest(manifest).encode())
-        self.store.remove([MARK])
+        self._remove_work(sizes)
 
     def growth(self, config: PipelineConfig) -> float:
         """Spill files stay to the end: half of it and places of documents; tars pass by."""
@@ -97,6 +98,10 @@ class IntoStore:
         with suppress(OSError):  # unfinished work is in it, or another build works beside it
             self.folder.rmdir()
             self.folder.parent.rmdir()
+
+    def _remove_work(self, names: Collection[str]) -> None:
+        self.store.remove([name for name in names if name.startswith(WORK)])
+        self.store.remove([MARK] if MARK in names else [])
 
     def _build(self) -> str | None:
         tree = read_json(self.work.claim)

@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.plan import MAX_PARTITION_BITS, Histogram, ShardPlan
 from pipeline.shards import written_row
+from pipeline.shared_work import give
 from pipeline.work import WorkFolder, read_json, write_json
 
 
@@ -25,6 +26,7 @@ def note_leaks(work: WorkFolder, plan: ShardPlan) -> bool:
         return False
     weights = [pair for row in rows if row for pair in row.leaked]
     write_json(work.leaks, {"plan": plan.shards[0].fingerprint, "weights": weights})
+    give(work, work.leaks)
     return True
 
 

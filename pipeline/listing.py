@@ -18,6 +18,7 @@ import apache_beam as beam
 from pipeline.corpus import CorpusFile, Portion
 from pipeline.machine import on_this_machine
 from pipeline.refused import RefusedError
+from pipeline.shared_work import drop, give, read_lines
 from pipeline.spread import Spread
 from pipeline.turns import OneForEachWorker, take_turns, workers_here
 from pipeline.work import WorkFolder, write_atomic
@@ -28,7 +29,7 @@ class ListPortions(beam.PTransform):  # type: ignore[misc]
     """Nothing -> portions in the order of the listing, over the workers."""
 
     listing: str
-    """Path of the listing."""
+    """Place of the listing."""
 
     def expand(self, start: beam.pvalue.PBegin) -> beam.PCollection:
         if workers_here(start.pipeline) > 1:
@@ -56,26 +57,26 @@ def listing_of(
     path = work.root / f"listing-{hashlib.sha256(content).hexdigest()[:16]}.jsonl"
     write_atomic(path, content)
     try:
-        yield str(path)
+        yield give(work, path)
     finally:
-        path.unlink(missing_ok=True)
+        drop(work, path)
 
 
-def read_listing(path: str) -> Iterator[tuple[int, Portion]]:
+def read_listing(place: str) -> Iterator[tuple[int, Portion]]:
     """Numbered portions.
 
     Raises:
         RefusedError: this worker does not see the work folder.
     """
-    for number, (portion, _) in enumerate(_rows(path)):
+    for number, (portion, _) in enumerate(_rows(place)):
         file = CorpusFile(**portion.pop("file"))
         more = tuple(CorpusFile(**one) for one in portion.pop("more"))
         yield number, Portion(file=file, more=more, **portion)
 
 
-def read_fingerprint(path: str, portion: int) -> str:
+def read_fingerprint(place: str, portion: int) -> str:
     """That of a portion, by its index."""
-    return _fingerprints(path)[portion]
+    return _fingerprints(place)[portion]
 
 
 def _in_turn(turns: str, listing: str) -> Iterator[Portion]:
@@ -84,18 +85,18 @@ def _in_turn(turns: str, listing: str) -> Iterator[Portion]:
 
 
 @lru_cache(maxsize=2)
-def _fingerprints(path: str) -> dict[int, str]:
-    return {portion["index"]: fingerprint for portion, fingerprint in _rows(path)}
+def _fingerprints(place: str) -> dict[int, str]:
+    return {portion["index"]: fingerprint for portion, fingerprint in _rows(place)}
 
 
-def _rows(path: str) -> Iterator[tuple[dict[str, Any], str]]:
+def _rows(place: str) -> Iterator[tuple[dict[str, Any], str]]:
     try:
-        with on_this_machine(Path(path)), Path(path).open(encoding="utf-8") as file:
-            for line in file:
+        with on_this_machine(place):
+            for line in read_lines(place):
                 portion, fingerprint = json.loads(line)
                 yield portion, fingerprint
     except FileNotFoundError:
         raise RefusedError(
-            f"a worker does not see {path}: dataset_dir, or scratch_dir of a dataset "
-            "in a store, must be a folder that all workers share"
+            f"a worker does not see {place}: dataset_dir must be a folder that all workers share, "
+            "or lie in a store, as gs://BUCKET/PREFIX"
         ) from None

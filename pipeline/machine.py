@@ -9,8 +9,8 @@ from pathlib import Path
 
 
 @contextmanager
-def on_this_machine(path: Path) -> Iterator[None]:
-    """An OSError inside names this machine and the path."""
+def on_this_machine(path: Path | str) -> Iterator[None]:
+    """An OSError inside names this machine and the path, or URL."""
     try:
         yield
     except OSError as error:

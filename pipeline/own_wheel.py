@@ -18,6 +18,8 @@ from pathlib import Path
 from pipeline.engine_flags import read_flag
 
 PACKAGES = ("configs", "launch", "pipeline", "training")
+STORES = {"s3": "s3fs", "gcs": "gcsfs", "http": "aiohttp"}
+"""Extras of stores by a package of theirs: workers get those of the machine that submits."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """Of all members: equal packages are equal wheels, which Beam uploads once."""
 WHEEL = "Wheel-Version: 1.0\nGenerator: millrace\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -68,9 +70,14 @@ def _members() -> Iterator[tuple[str, bytes]]:
 
 
 def _metadata() -> str:
+    """With what a worker needs as plain requirements: Beam installs a wheel without its extras."""
     distribution = metadata.distribution("millrace")
     # A wheel says METADATA, a checkout that pip links to PKG-INFO.
-    return distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    stores = [extra for extra, package in STORES.items() if find_spec(package)]
+    for extra in ("pipeline", *stores):
+        text = text.replace(f'; extra == "{extra}"', "")
+    return text
 
 
 def _digest(content: bytes) -> str:

@@ -2,7 +2,7 @@
 
 A partition is a range of the shuffle order's 64-bit hashes. The plan is a function of the
 histograms alone, so every runner and any number of workers make the same one. It grows with the
-corpus, so that it lies in a file of the work folder, and Beam carries the path.
+corpus, so that it lies in a file of the work folder, and Beam carries its place.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.shared_work import read_place
 from pipeline.split import SPLITS
 from pipeline.work import write_atomic
 
@@ -59,18 +60,18 @@ class ShardPlan:
     """Names of all spill files, on the local runner."""
 
 
-def write_plan(plan: ShardPlan, folder: Path) -> str:
-    """Write a plan into a file of the folder that is named by its content; returns the path."""
+def write_plan(plan: ShardPlan, folder: Path) -> Path:
+    """Write a plan into a file of the folder that is named by its content."""
     content = json.dumps(asdict(plan)).encode()
     path = folder / f"plan-{hashlib.sha256(content).hexdigest()[:16]}.json"
     write_atomic(path, content)
-    return str(path)
+    return path
 
 
 @lru_cache(maxsize=2)
-def read_plan(path: str) -> ShardPlan:
+def read_plan(place: str) -> ShardPlan:
     """The plan of a file; a worker process reads it once."""
-    tree = json.loads(Path(path).read_bytes())
+    tree = json.loads(read_place(place))
     shards = tuple(PlannedShard(**shard) for shard in tree["shards"])
     return ShardPlan(**{**tree, "shards": shards, "spills": tuple(tree["spills"])})
 

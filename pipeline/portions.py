@@ -229,12 +229,12 @@ def spills_are_whole(record: PortionRecord, work: WorkFolder) -> bool:
 
 
 def without_excluded(
-    record: PortionRecord, placement: Placement, excluded: Excluded, work: WorkFolder
+    record: PortionRecord, placement: Placement, excluded: Excluded, sketch: Path
 ) -> PortionRecord:
     """The record as if the excluded documents had never been read; counts and rejects stay."""
     if not record.sketch_bytes:
         return record
-    rows = read_table(work.sketch(record.portion))
+    rows = read_table(sketch)
     rows = rows.select([name for name in rows.schema.names if name in ("key", "weight", MARK)])
     kept = rows.filter(pa.array(excluded.find(rows.column("key")) < 0))
     sums = PortionSums(placement)

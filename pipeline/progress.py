@@ -1,6 +1,8 @@
 """Progress of a build: workers count into small files, the driver adds them up and shows a line."""
 
+import math
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -14,19 +16,22 @@ from rich.live import Live
 
 from pipeline.batch import Batch
 from pipeline.corpus import Portion
+from pipeline.shared_work import Files, bring, drop_all, place_of, write_place
 from pipeline.work import WorkFolder, read_json
 
 WRITE_SECONDS = 0.5
 """A worker writes its counters at most so often."""
 QUIET_SECONDS = 5.0
 """When nothing was read for so long, no time left is guessed."""
+STORE_SECONDS = 10.0
+"""So often counters go to a store, and come from it, where machines share no folder."""
 LIVE_SECONDS, PLAIN_SECONDS = 0.5, 5.0
 """How often the line is renewed on a terminal, and printed elsewhere."""
 
 
 @dataclass
 class CountProgress(beam.PTransform):  # type: ignore[misc]
-    """Batches unchanged; counted where the work folder can be reached."""
+    """Batches unchanged; counted in the work folder."""
 
     work: WorkFolder
     """Of the build."""
@@ -42,23 +47,31 @@ class _CountBatch(beam.DoFn):  # type: ignore[misc]
         self.work = work
 
     def setup(self) -> None:
-        self.path = self.work.progress / f"{os.getpid()}-{threading.get_ident()}.json"
+        name = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}.json"
+        self.path = self.work.progress / name
         self.counts = [0, 0, 0]
         self.written = 0.0
 
     def process(self, batch: Batch) -> Iterator[Batch]:
         yield batch
-        if self.work.progress.is_dir():  # on other machines perhaps not
-            self._add(batch)
+        self._add(batch)
 
     def _add(self, batch: Batch) -> None:
         read = batch.counts[0] if batch.counts else None
         self.counts[0] += read.records_in if read else batch.documents.num_rows
         self.counts[1] += batch.read_bytes
         self.counts[2] += batch.rejects.num_rows
-        if batch.last or time.monotonic() - self.written > WRITE_SECONDS:
+        silent = time.monotonic() - self.written
+        if silent > STORE_SECONDS if self.work.shared else batch.last or silent > WRITE_SECONDS:
             self.written = time.monotonic()
-            self.path.write_text(str(self.counts))
+            self._write(str(self.counts))
+
+    def _write(self, counts: str) -> None:
+        if self.work.shared:
+            with suppress(OSError):  # the build goes on without
+                write_place(place_of(self.work, self.path), counts.encode())
+        elif self.work.progress.is_dir():  # a build that ended has none
+            self.path.write_text(counts)
 
 
 class ProgressDisplay:
@@ -71,12 +84,16 @@ class ProgressDisplay:
         self.started = time.monotonic()
         self.last = (0, 0.0)
         """Bytes read, and the seconds after which they were: behind it other work is done."""
+        self.num_shards, self.asked = 0, -math.inf
+        """Finished ones in a store, and when it was asked for what is there."""
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._show, daemon=True)
 
     def __enter__(self) -> "ProgressDisplay":
         for path in self.work.progress.iterdir():
             path.unlink()
+        if self.work.shared:
+            drop_all(self.work, self.work.progress)
         self.thread.start()
         return self
 
@@ -87,10 +104,12 @@ class ProgressDisplay:
         trace: TracebackType | None,
     ) -> None:
         self.done.set()
-        self.thread.join()
+        self.thread.join(PLAIN_SECONDS)  # a store may keep it
 
     def line(self) -> str:
         """Records, MB, rejects, rate and time left; then shards, also what is written of one."""
+        if self.work.shared and time.monotonic() - self.asked > STORE_SECONDS:
+            self._ask()
         counters = [read_json(path) for path in self.work.progress.glob("*.json")]
         sums = [sum(column) for column in zip(*filter(None, counters), strict=True)] or [0, 0, 0]
         records, read_bytes, rejects = sums
@@ -109,8 +128,18 @@ class ProgressDisplay:
             parts.append(f"{_duration(seconds / share - seconds)} left")
         return ", ".join([*parts, *self._written()])
 
+    def _ask(self) -> None:
+        """What machines that share no folder with this one left in the store."""
+        self.asked = time.monotonic()
+        with suppress(OSError):  # the build tells what a store says
+            bring(self.work, self.work.progress)
+            self.num_shards = len(Files.of(self.work, self.work.shards).paths)
+
     def _written(self) -> Iterator[str]:
         """Finished shards, and the bytes of all, of growing ones too: they have temporary names."""
+        if self.work.shared:
+            yield from [f"{self.num_shards:,} shards in the store"] * bool(self.num_shards)
+            return
         num_shards = num_bytes = 0
         with os.scandir(self.work.shards) as entries:
             for entry in entries:

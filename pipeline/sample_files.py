@@ -17,6 +17,8 @@ from pipeline.exclude import read_table, write_table
 from pipeline.funnel import Funnel, add_funnels, batch_funnel
 from pipeline.rejects import tally_from_row, tally_row
 from pipeline.sample import Beginning, Collector
+from pipeline.shared_work import at_hand
+from pipeline.work import WorkFolder
 
 MERGED_AT_ONCE = 16
 """Batches of a portion; of a large compressed file there are thousands."""
@@ -30,19 +32,22 @@ class KeepSamples(beam.PTransform):  # type: ignore[misc]
 
     collector: Collector
     """What is kept."""
-    folder: str
-    """Where."""
+    work: WorkFolder
+    """Of the build."""
+    folder: Path
+    """Where, in it."""
     in_order: bool
     """The batches of a portion come one behind another, as on the local runner."""
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
         if self.in_order:
-            return batches | "KeepPortions" >> beam.ParDo(_KeepPortion(self.collector, self.folder))
+            keep = _KeepPortion(self.collector, self.work, self.folder)
+            return batches | "KeepPortions" >> beam.ParDo(keep)
         return (
             batches
             | "OfBatch" >> beam.Map(_numbered_part, self.collector)
             | "OfPortion" >> beam.CombinePerKey(_Merge(self.collector))
-            | "WritePortions" >> beam.Map(_keep, folder=self.folder)
+            | "WritePortions" >> beam.Map(_keep, work=self.work, folder=self.folder)
         )
 
 
@@ -68,8 +73,9 @@ def read_funnel(path: Path) -> Funnel:
 
 
 class _KeepPortion(beam.DoFn):  # type: ignore[misc]
-    def __init__(self, collector: Collector, folder: str) -> None:
+    def __init__(self, collector: Collector, work: WorkFolder, folder: Path) -> None:
         self.collector = collector
+        self.work = work
         self.folder = folder
         self.portion = -1
         self.parts: list[Part] = []
@@ -81,7 +87,7 @@ class _KeepPortion(beam.DoFn):  # type: ignore[misc]
         if batch.last or len(self.parts) == MERGED_AT_ONCE:
             self.parts = [_merge(self.parts, self.collector)]
         if batch.last:
-            _keep((batch.portion, self.parts.pop()), self.folder)
+            _keep((batch.portion, self.parts.pop()), self.work, self.folder)
         yield from ()
 
     def finish_bundle(self) -> None:
@@ -110,11 +116,14 @@ def _merge(parts: Iterable[Part], collector: Collector) -> Part:
     return kept, add_funnels([funnel for _, funnel in held])
 
 
-def _keep(numbered: tuple[int, Part], folder: str) -> None:
+def _keep(numbered: tuple[int, Part], work: WorkFolder, folder: Path) -> None:
     portion, ((_, rows), funnel) = numbered
     tree = {
         "counts": [asdict(one) for one in funnel.counts],
         "tallies": [tally_row(one) for one in funnel.tallies],
     }
     told = rows.replace_schema_metadata({"funnel": json.dumps(tree)})
-    write_table(sample_path(Path(folder), portion), told)
+    with at_hand(work) as here:
+        path = sample_path(here.root / folder.relative_to(work.root), portion)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_table(path, told)

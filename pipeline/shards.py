@@ -22,12 +22,13 @@ from pipeline.copies import (
     leaked_weights,
     rows_of,
 )
-from pipeline.exclude import Excluded, read_excluded
+from pipeline.exclude import Excluded
 from pipeline.into_store import bring_shard, lies_there
 from pipeline.machine import on_this_machine
 from pipeline.manifest import Chunks, Shard
 from pipeline.plan import PlannedShard
 from pipeline.rejects import Tally, tally, tally_from_row, tally_row, write_rejects
+from pipeline.shared_work import at_hand, drop, excluded_at, place_of
 from pipeline.shuffle import Grouped
 from pipeline.split import TRAIN
 from pipeline.tar import Sample, index_path, write_shard
@@ -98,15 +99,15 @@ class WriteShards(beam.PTransform):  # type: ignore[misc]
 def write_planned(grouped: Grouped, *, work: WorkFolder, settings: ShardSettings) -> str:
     """Write a shard unless it is finished already; returns its name."""
     planned, pieces = grouped
-    if finished_row(work, planned) is None:
-        if written_row(work, planned) is None:  # that of another plan is of the tar that goes now
-            outdated = work.shard_row(planned.name)
-            with on_this_machine(outdated):
-                outdated.unlink(missing_ok=True)
-        row = _write(work, planned, _merge(planned, pieces, settings), settings)
-        if work.store and row.shard.samples:
-            bring_shard(work.store, work.shards / row.shard.name)
-        _write_row(work, planned.name, row)
+    with at_hand(work, work.shard_row(planned.name)) as here:
+        if finished_row(here, planned) is None:
+            if written_row(here, planned) is None:  # that of another plan is of the tar that goes
+                with on_this_machine(here.shard_row(planned.name)):
+                    drop(here, here.shard_row(planned.name))
+            row = _write(here, planned, _merge(planned, pieces, settings), settings)
+            if here.store and row.shard.samples:
+                bring_shard(here.store, here.shards / row.shard.name)
+            _write_row(here, planned.name, row)
     return planned.name
 
 
@@ -177,8 +178,9 @@ def _write(
     settings: ShardSettings,
 ) -> ShardRow:
     kept, rejects = drop_copies(documents, planned.split, deduplicate=settings.deduplicate)
-    excluded = read_excluded(work.excluded) if settings.compares else Excluded.none()
+    excluded = Excluded.none()
     if settings.compares:
+        excluded = excluded_at(place_of(work, work.excluded))
         kept, also = drop_excluded(kept, excluded)
         rejects = concat([rejects, also])
     write_rejects(work.rejects, shard_member(planned.name), rejects)

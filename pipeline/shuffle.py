@@ -19,6 +19,7 @@ from pipeline.hashes import shuffle_hashes
 from pipeline.plan import PlannedShard, ShardPlan, partitions, read_plan, write_plan
 from pipeline.portions import Placement, PortionSums
 from pipeline.rejects import RejectPieces
+from pipeline.shared_work import at_hand, place_of
 from pipeline.spills import (
     Documents,
     Row,
@@ -50,7 +51,7 @@ class GroupByShard(beam.PTransform):  # type: ignore[misc]
     fingerprint: Callable[[int], str]
     """Of a portion, by its index."""
     make_plan: Any
-    """Callable without arguments: the plan, from the completion records in the work folder."""
+    """Callable of a work folder: the plan, from the completion records in it."""
     schema: pa.Schema
     """Of the encoded documents."""
     spills: bool
@@ -64,7 +65,7 @@ class GroupByShard(beam.PTransform):  # type: ignore[misc]
 
 
 def plan_when_done(portions: beam.PCollection, stage: GroupByShard) -> beam.PCollection:
-    """Path of the plan, made when the last portion is finished and documents are compared."""
+    """Place of the plan, made when the last portion is finished and documents are compared."""
     if stage.compare is not None:
         portions = portions | "CompareDocuments" >> stage.compare
     return (
@@ -74,8 +75,9 @@ def plan_when_done(portions: beam.PCollection, stage: GroupByShard) -> beam.PCol
     )
 
 
-def _write_plan(_: int, make_plan: Callable[[], ShardPlan], work: WorkFolder) -> str:
-    return write_plan(make_plan(), work.root)
+def _write_plan(_: int, make_plan: Callable[[WorkFolder], ShardPlan], work: WorkFolder) -> str:
+    with at_hand(work, work.portions, work.leaks) as here:
+        return place_of(here, write_plan(make_plan(here), here.root))
 
 
 def _group_by_spills(batches: beam.PCollection, stage: GroupByShard) -> beam.PCollection:
@@ -212,11 +214,12 @@ def _finish(
     fingerprint: Callable[[int], str],
 ) -> int:
     portion, parts = group
-    sums, rejects = PortionSums(placement), RejectPieces(work.rejects)
-    for part in parts:
-        sums.merge(part)
-        sums.move_rejects(rejects)
-    sums.write(work, portion, fingerprint(portion), pieces=rejects)
+    with at_hand(work) as here:
+        sums, rejects = PortionSums(placement), RejectPieces(here.rejects)
+        for part in parts:
+            sums.merge(part)
+            sums.move_rejects(rejects)
+        sums.write(here, portion, fingerprint(portion), pieces=rejects)
     return portion
 
 

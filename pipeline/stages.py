@@ -30,7 +30,7 @@ class ReadDocuments(beam.PTransform):  # type: ignore[misc]
     config: TextPipelineConfig
     """Of the build."""
     listing: str
-    """What to read, in the order of `spread_order`: path of the listing."""
+    """What to read, in the order of `spread_order`: place of the listing."""
     work: WorkFolder
     """Of the build."""
 
@@ -60,11 +60,11 @@ class EncodedDocuments(beam.PTransform):  # type: ignore[misc]
     config: TextPipelineConfig
     """Of the build."""
     listing: str
-    """What to read, in the order of `spread_order`: path of the listing."""
+    """What to read, in the order of `spread_order`: place of the listing."""
     work: WorkFolder
     """Of the build."""
     tokenizer: str
-    """Path of the tokenizer.json in the work folder."""
+    """Place of the tokenizer.json in the work folder."""
 
     def expand(self, start: beam.pvalue.PBegin) -> beam.PCollection:
         named = self.config.tokenizer

@@ -93,7 +93,7 @@ class Store:
 
     def fetch_files(self, files: Mapping[str, Path], sizes: Mapping[str, int]) -> None:
         """Objects into files, several at once."""
-        with _transfers() as pool:
+        with transfers() as pool:
             for one in [pool.submit(self.fetch, *item, sizes[item[0]]) for item in files.items()]:
                 one.result()
 
@@ -111,7 +111,7 @@ class Store:
         """Files by their names there, several at once."""
         with bytes_progress(console) as progress:
             bar = progress.add_task("uploading", total=sum(map(_size, files.values())))
-            with _transfers() as pool:
+            with transfers() as pool:
                 sent = {pool.submit(self.send, *item): _size(item[1]) for item in files.items()}
                 for future in as_completed(sent):
                     future.result()
@@ -119,7 +119,7 @@ class Store:
 
     def remove(self, names: Iterable[str]) -> None:
         """Objects; one that is gone already is no error."""
-        with _transfers() as pool:
+        with transfers() as pool:
             for future in [pool.submit(self._remove, name) for name in names]:
                 future.result()
 
@@ -158,7 +158,7 @@ class Store:
 
 
 @contextmanager
-def _transfers() -> Iterator[ThreadPoolExecutor]:
+def transfers() -> Iterator[ThreadPoolExecutor]:
     """Threads for requests; behind an error those that did not begin never do."""
     with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
         try:

@@ -17,6 +17,7 @@ from pipeline.decide import Decision
 from pipeline.encoder import token_dtype
 from pipeline.manifest import Tokenizer
 from pipeline.runner import Engine
+from pipeline.shared_work import give
 from pipeline.stages import EncodedDocuments
 from pipeline.tokenizer import write_tokenizer
 from pipeline.tokenizer_pass import make_tokenizer
@@ -67,7 +68,7 @@ class TextKind:
         """Documents, read, cleaned, filtered and encoded."""
         path = work.root / f"encoder-{self.tokenizer.sha256[:16]}.json"
         write_tokenizer(self.tokenizer_text, path)
-        return EncodedDocuments(self.config, listing, work, str(path))
+        return EncodedDocuments(self.config, listing, work, give(work, path))
 
     def compare(self, work: WorkFolder, num_portions: int, records: str = "") -> None:
         """Nothing is compared."""

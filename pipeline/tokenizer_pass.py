@@ -25,6 +25,7 @@ from pipeline.read import read_portion
 from pipeline.runner import Engine, run_beam
 from pipeline.sample import CollectCharacters, Collector, SampleDocuments
 from pipeline.sample_files import KeepSamples, is_whole, read_funnel, sample_path
+from pipeline.shared_work import bring
 from pipeline.stage_seconds import add_seconds
 from pipeline.stages import ReadDocuments, spread_order
 from pipeline.tokenizer import (
@@ -79,12 +80,14 @@ def _from_corpus(
     """Read the corpus for a sample or its characters, and make the tokenizer in this process."""
     folder = work.samples / reading_fingerprint(config, portions)[:16]
     folder.mkdir(parents=True, exist_ok=True)
+    bring(work, folder)
     paths = [sample_path(folder, portion.index) for portion in portions]
     left = [one for one, path in zip(portions, paths, strict=True) if not is_whole(path)]
     total_bytes = sum(portion.bytes for portion in portions)
     with ProgressDisplay(work, left, "making the tokenizer"):
         if left:
             _read(config, left, total_bytes, engine, work, folder)
+            bring(work, folder)
         kept = _collector(config, "", total_bytes).of_corpus(map(read_table, paths))
         if not kept:
             funnel = add_funnels(map(read_funnel, paths))
@@ -142,7 +145,7 @@ def read_for_tokenizer(
     Args:
         pipeline: is added to.
         config: of the build.
-        listing: path of the listing of the portions that are left.
+        listing: place of the listing of the portions that are left.
         total_bytes: of all portions.
         work: of the build.
         folder: for what each portion leaves.
@@ -150,7 +153,7 @@ def read_for_tokenizer(
     """
     collector = _collector(config, listing, total_bytes)
     documents = pipeline | "ReadDocuments" >> ReadDocuments(config, listing, work)
-    _ = documents | "KeepSamples" >> KeepSamples(collector, str(folder), in_order)
+    _ = documents | "KeepSamples" >> KeepSamples(collector, work, folder, in_order)
 
 
 def _collector(config: TextPipelineConfig, listing: str, total_bytes: int) -> Collector:

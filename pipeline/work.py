@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ class WorkFolder:
     """The folder itself, absolute."""
     store: str = ""
     """URL of a dataset that is built into a store: finished tars go there at once."""
+    shared: str = ""
+    """URL below which machines of an engine find each other's files; "" where they share `path`."""
     request: str = ""
     """Fingerprint of what the build was asked for: an engine's job that outlived its build, of
     another config, finishes its shards in another folder."""
@@ -75,13 +77,10 @@ class WorkFolder:
 
     @property
     def comparison(self) -> Path:
-        """What the report says of this comparison."""
+        """Of which portions it was, and what the report says: written at its end, so that a rerun
+        with the same ones does not repeat it.
+        """
         return self.compares / "comparison.json"
-
-    @property
-    def compared(self) -> Path:
-        """Of which portions it was: a rerun with the same ones does not repeat it."""
-        return self.compares / "compared.json"
 
     @property
     def samples(self) -> Path:
@@ -122,6 +121,10 @@ class WorkFolder:
     def error_log(self) -> Path:
         """The traceback of the last failure."""
         return self.root / "error.log"
+
+    def between_machines(self) -> "WorkFolder":
+        """That of an engine's build into a store, whose machines share no folder."""
+        return replace(self, shared=f"{self.store}/{FOLDER}/{self.request[:16]}")
 
     def portion(self, index: int) -> Path:
         """Completion record of a portion."""

@@ -15,6 +15,7 @@ from pipeline.images.near_duplicates import FindNearDuplicates
 from pipeline.images.rows import ENCODED_IMAGES
 from pipeline.images.samples import ImageSamples
 from pipeline.images.stages import EncodedImages
+from pipeline.shared_work import place_of
 from pipeline.work import WorkFolder, read_json
 
 
@@ -42,7 +43,7 @@ class ImageKind:
         return ImageSamples(
             extension=EXTENSIONS[self.config.images.encode.format],
             members=corpus.module.members(corpus.config),
-            classes_path=str(self.work.classes),
+            classes=place_of(self.work, self.work.classes),
         )
 
     def target_weight(self, target_bytes: int) -> int:
@@ -63,7 +64,7 @@ class ImageKind:
     def report_fields(self, work: WorkFolder) -> dict[str, Any]:
         """The clusters of near-duplicates."""
         asked = self.config.near_duplicates.enabled
-        return {"near_duplicates": read_json(work.comparison)} if asked else {}
+        return {"near_duplicates": read_json(work.comparison)["summary"]} if asked else {}
 
     def manifest_fields(self, decision: Decision) -> dict[str, Any]:
         """The class map."""

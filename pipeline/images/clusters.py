@@ -7,7 +7,7 @@ whose hash has a partner are held in memory, 1.1 KB each.
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def sketch_rows(
     return pa.RecordBatch.from_arrays(columns, schema=SKETCHES)
 
 
-def find_clusters(sketches: Sequence[Path], pairs: HashPairs, config: Config) -> Clusters:
+def find_clusters(sketches: Iterable[Path | None], pairs: HashPairs, config: Config) -> Clusters:
     """Verify the close pairs by thumbnails, and join what hangs together."""
     rows = _rows_of_interest(sketches, pairs)
     links = _Links(rows.num_rows)
@@ -255,16 +255,16 @@ def wanted_hashes(pairs: HashPairs) -> Hashes:
     return np.unique(np.concatenate([*map(np.unique, sides)]))
 
 
-def _rows_of_interest(sketches: Sequence[Path], pairs: HashPairs) -> pa.RecordBatch:
+def _rows_of_interest(sketches: Iterable[Path | None], pairs: HashPairs) -> pa.RecordBatch:
     """The images whose hash is another one's too or has a partner, each key once, by key."""
-    hashes = [np.asarray(read_table(path, ("hash",)).column("hash")) for path in sketches]
+    tables = (read_table(path, ("hash",)) for path in sketches if path is not None)
+    hashes = [np.asarray(table.column("hash")) for table in tables]
     every, count = np.unique(np.concatenate([np.empty(0, np.uint64), *hashes]), return_counts=True)
     wanted = np.unique(np.concatenate([every[count > 1], wanted_hashes(pairs)]))
     turned = np.unique(pairs.mirrored[:, 1])
     marked = SKETCHES.append(pa.field(MARK, pa.bool_()))
     found = [pa.RecordBatch.from_pylist([], schema=marked)]
-    for path in sketches:
-        rows = read_table(path)
+    for rows in (read_table(path) for path in sketches if path is not None):
         if MARK not in rows.schema.names:
             rows = rows.append_column(MARK, pa.array(np.zeros(rows.num_rows, np.bool_)))
         chosen = find_sorted(wanted, np.asarray(rows.column("hash"))) >= 0

@@ -15,6 +15,7 @@ from pipeline.exclude import read_table, write_table
 from pipeline.images.clusters import Config, find_clusters, summary
 from pipeline.images.hash_pairs import HashPairs
 from pipeline.images.similar import Hashes, band_values, bands, close_pairs
+from pipeline.shared_work import Files, at_hand, lies_in
 from pipeline.spread import Spread
 from pipeline.work import WorkFolder, write_json
 
@@ -63,9 +64,10 @@ def band_groups(
     portion: int, config: Config, work: WorkFolder
 ) -> Iterator[tuple[tuple[int, int], Tagged]]:
     """The distinct hashes of a portion by band and group, so that close ones share one of them."""
-    if not work.sketch(portion).exists():
-        return
-    rows = read_table(work.sketch(portion), ("hash", "mirrored_hash"))
+    with at_hand(work, work.sketch(portion)) as here:
+        if not here.sketch(portion).exists():
+            return
+        rows = read_table(here.sketch(portion), ("hash", "mirrored_hash"))
     plain = np.unique(np.asarray(rows.column("hash")))
     mirrored = np.unique(np.asarray(rows.column("mirrored_hash")))[: None if config.mirrored else 0]
     for number, band in enumerate(bands(config.radius)):
@@ -106,13 +108,13 @@ def exclude(_: None, pairs: Iterable[str], config: Config, work: WorkFolder, rec
         work: of the build.
         records: of what the portions were made; noted at the end.
     """
-    sketches = sorted(work.sketches.glob("*.arrow"))
-    found = HashPairs.joined([work.pairs / name for name in sorted(pairs)])
-    clusters = find_clusters(sketches, found, config)
-    rows = clusters.excluded()
-    write_table(work.excluded, rows)
-    write_json(work.comparison, summary(clusters))
-    write_json(work.compared, records)  # the last: with it the comparison is finished
+    with at_hand(work, work.pairs) as here:
+        found = HashPairs.joined([here.pairs / name for name in sorted(pairs)])
+        clusters = find_clusters(Files.of(here, here.sketches), found, config)
+        rows = clusters.excluded()
+        write_table(here.excluded, rows)
+        # the last: with it the comparison is finished
+        write_json(here.comparison, {"records": records, "summary": summary(clusters)})
     return int(rows.num_rows)
 
 
@@ -128,6 +130,7 @@ def _compare(group: tuple[tuple[int, int], Iterable[Tagged]], radius: int, work:
     digest = xxhash.xxh3_128(radius.to_bytes() + len(plain).to_bytes(8))
     digest.update(np.concatenate([plain, mirrored]).tobytes())
     name = f"{band}-{value:03d}-{digest.hexdigest()}.arrow"
-    if not (work.pairs / name).exists():
-        compare_hashes(plain, mirrored, radius, band).write(work.pairs / name)
+    if not lies_in(work, work.pairs / name):
+        with at_hand(work) as here:
+            compare_hashes(plain, mirrored, radius, band).write(here.pairs / name)
     return name

@@ -3,13 +3,12 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.shared_work import read_place
 from pipeline.tar import Sample
-from pipeline.work import read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +19,8 @@ class ImageSamples:
     """Of the image: jpg, png or webp."""
     members: tuple[str, ...]
     """What goes beside it, of `cls` and `txt`; `json` always does."""
-    classes_path: str
-    """File with the names of the classes, in order of class index, written with the plan."""
+    classes: str
+    """Place of the file with the names of classes, in order of class index, made with the plan."""
 
     def samples(self, shard_name: str, documents: pa.RecordBatch) -> Iterator[Sample]:
         """The samples of a shard from its images, in order, as rows of `ENCODED_IMAGES`.
@@ -29,7 +28,7 @@ class ImageSamples:
         The key is the content hash; copies, where they are kept, are numbered: `<hash>-1`.
         """
         del shard_name
-        names = read_json(Path(self.classes_path)) if "cls" in self.members else []
+        names = json.loads(read_place(self.classes)) if "cls" in self.members else []
         index = {name: number for number, name in enumerate(names)}
         before, copies = b"", 0
         for row in _rows(documents):

@@ -112,6 +112,9 @@ def started(kind, folder, env):
 
 
 MACHINES = ("mill-w1", "mill-w2")
+NETWORK = "10.77.32"
+HERE_ADDRESS = f"{NETWORK}.254"
+"""Of this machine, for the two."""
 POOL = 50000
 """Each machine has a worker pool of its own there. Two managers must not share one: they give
 their workers the same names, and a pool would stop the wrong one.
@@ -119,11 +122,13 @@ their workers the same names, and a pool would stop the wrong one.
 
 
 class Cluster:
-    """What Flink and Spark have alike: two machines, each with a worker pool."""
+    """What Flink and Spark have alike: two machines, each with a worker pool, `before` it by choice
+    what starts it.
+    """
 
-    def __init__(self, daemons, folder, env):
-        self.daemons, self.folder, self.worker_env = daemons, folder, env
-        self.network = Network("10.77.32", "mill-wbr", MACHINES)
+    def __init__(self, daemons, folder, env, before=()):
+        self.daemons, self.folder, self.worker_env, self.before = daemons, folder, env, before
+        self.network = Network(NETWORK, "mill-wbr", MACHINES)
         self.network.start()
         self.pools = {name: self.start_pool(name) for name in MACHINES}
 
@@ -131,7 +136,7 @@ class Cluster:
         """Beam's worker pool, which starts a Python for whoever asks."""
         log = self.folder / f"pool-{name}.log"
         words = ["-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={POOL}"]
-        command = inside(name, sys.executable, *words)
+        command = inside(name, *self.before, sys.executable, *words)
         return self.daemons.start(*command, log=log, env=self.worker_env, cwd=self.folder)
 
     def fault(self, victim):
@@ -156,9 +161,9 @@ class Cluster:
 class Flink(Cluster):
     """One job manager here, and a task manager with a slot on each machine."""
 
-    def __init__(self, daemons, folder, env, heap_mib=256, direct_mib=512):
+    def __init__(self, daemons, folder, env, heap_mib=256, direct_mib=512, before=()):
         self.jars, self.heap_mib, self.direct_mib = fetch_jars("flink"), heap_mib, direct_mib
-        super().__init__(daemons, folder, env)
+        super().__init__(daemons, folder, env, before)
         self.port, rpc = free_port(), free_port()
         self.address = f"{self.network.here}:{self.port}"
         (folder / "flink-conf.yaml").write_text(
@@ -232,9 +237,9 @@ class Flink(Cluster):
 class Spark(Cluster):
     """One master here, and a worker with a core on each machine."""
 
-    def __init__(self, daemons, folder, env):
+    def __init__(self, daemons, folder, env, before=()):
         self.jars = fetch_jars("spark")
-        super().__init__(daemons, folder, env)
+        super().__init__(daemons, folder, env, before)
         home = folder / "home"
         home.mkdir()
         (home / "RELEASE").touch()

@@ -32,17 +32,19 @@ def versitygw():
 class ObjectStore:
     """An S3 server that keeps its buckets as folders; it can be stopped and started again."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, host="127.0.0.1"):
+        """Under another host it answers on all addresses of this machine."""
         self.folder = Path(folder)
+        self.listens = host if host == "127.0.0.1" else "0.0.0.0"
         self.buckets = self.folder / "buckets"
         for name in ("buckets", "accounts"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{host}:{self.port}"
         self.daemons = Daemons()
 
     def start(self, *options):
-        words = ["--port", f"127.0.0.1:{self.port}", "--access", KEY, "--secret", SECRET]
+        words = ["--port", f"{self.listens}:{self.port}", "--access", KEY, "--secret", SECRET]
         words += ["--iam-dir", self.folder / "accounts", "--iam-cache-disable", "--quiet"]
         self.daemons.start(
             *(versitygw(), *words, *options, "posix", self.buckets), log=self.folder / "log"

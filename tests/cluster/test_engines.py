@@ -21,7 +21,8 @@ from pipeline.config import PipelineConfig
 from pipeline.corpus import plan_portions
 from pipeline.fingerprints import request_fingerprint
 from tests.cluster.conftest import ROOT
-from tests.cluster.engines import Flink, Prism, Spark, started
+from tests.cluster.engines import HERE_ADDRESS, Flink, Prism, Spark, started
+from tests.cluster.object_store import ObjectStore
 from tests.cluster.services import wait_until
 
 OTHER_BEAM = "2.70.0"
@@ -145,6 +146,67 @@ def test_a_folder_that_workers_do_not_share(corpora, cpu_env, tmp_path):
     assert f"error: a worker does not see {tmp_path}/here/d/.work/listing-" in text
     assert "must be a folder that all workers share" in text
     assert not (tmp_path / "here/d/manifest.json").exists()
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_workers_that_share_no_folder_build_into_a_store(
+    name, corpora, local, cpu_env, tmp_path, tmp_path_factory
+):
+    """They see nothing of what this machine and the others write, nor do they write here."""
+    for folder in ("here", "far"):
+        (tmp_path / folder).mkdir()
+    hidden = f'mount -t tmpfs none {tmp_path}/here && exec "$@"'
+    before = ("unshare", "--mount", "sh", "-c", hidden, "pool")
+    host = "127.0.0.1" if name == "prism" else HERE_ADDRESS
+    store = ObjectStore(tmp_path_factory.mktemp("store"), host=host).start()
+    env = cpu_env | {key: text for key, text in store.env().items() if key.startswith("AWS_")}
+    try:
+        far = {**env, "TMPDIR": f"{tmp_path}/far"}
+        with started(partial(ENGINES[name], before=before), tmp_path, far) as engine:
+            bucket = store.new_bucket()
+            for kind, words in corpora.items():
+                scratch = f"scratch_dir={tmp_path}/here/scratch"
+                flags = [scratch, *engine.flags()]
+                process = build(words, f"{bucket}/{kind}", {**engine.env, **env}, *flags)
+                code, text = finish(process)
+                assert code == 0, text + engine.logs()
+                files = stored(store, f"{bucket}/{kind}")
+                assert {path: files.get(path) for path in local[kind]} == local[kind]
+                assert not [path for path in files if path.startswith(".work")]
+                assert not (tmp_path / "here/scratch").exists()
+    finally:
+        store.stop()
+    assert not list((tmp_path / "far").glob("millrace-*"))
+
+
+@pytest.mark.parametrize("victim", ["worker pool", "build"])
+def test_a_fault_of_a_build_into_a_store(victim, corpora, local, cpu_env, object_store, tmp_path):
+    """A worker dies, or the machine that submits, with its scratch folder: another one finishes."""
+    bucket, words = object_store.new_bucket(), corpora["text"]
+    keys = {key: text for key, text in object_store.env().items() if key.startswith("AWS_")}
+    portions = object_store.buckets / bucket.removeprefix("s3://") / "d/.work"
+    env = {**cpu_env, **keys, "TMPDIR": str(tmp_path)}
+    with started(Prism, tmp_path, env) as prism:
+        flags = [f"scratch_dir={tmp_path}/one", *prism.flags()]
+        process = build(words, f"{bucket}/d", env, *flags)
+        wait_until(lambda: any(portions.glob("*/portions/*.json")), seconds=300, why=prism.logs)
+        strike(victim, process, prism)
+        code, text = finish(process)
+        assert code, "nothing outlives these"
+        assert "manifest.json" not in stored(object_store, f"{bucket}/d")
+        assert "Traceback" not in text
+        flags = [f"scratch_dir={tmp_path}/two", *prism.flags()]
+        code, text = finish(build(words, f"{bucket}/d", env, *flags))
+        assert code == 0, text + prism.logs()
+    files = stored(object_store, f"{bucket}/d")
+    assert {path: files.get(path) for path in local["text"]} == local["text"]
+    assert not [path for path in files if path.startswith((".work", "upload"))]
+
+
+def stored(store, url):
+    fs, root = store.file_system(), url.removeprefix("s3://") + "/"
+    found = {path.removeprefix(root): fs.cat_file(path) for path in fs.find(root)}
+    return {path: hashlib.sha256(content).hexdigest() for path, content in found.items()}
 
 
 WITHOUT_ROOM = {

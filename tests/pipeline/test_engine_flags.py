@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from pipeline.engine_flags import complete_flags, name_runner, read_flag
+from pipeline.engine_flags import check_places, complete_flags, name_runner, read_flag
 from pipeline.runner import uses_local_runner
 
 SET = ["--environment_cache_millis=600000", "--sdk_worker_parallelism=0"]
@@ -60,6 +60,17 @@ def test_what_is_given_counts(listening):
     assert complete_flags(flags, num_workers=2) == (*flags, *SET)
     whole = [*flags, "--environment_cache_millis=5", "--sdk_worker_parallelism=2"]
     assert complete_flags(whole, num_workers=2) == tuple(whole)
+
+
+def test_dataflow_sees_no_folder_of_this_machine():
+    flags, near, far = ("--runner=DataflowRunner",), "datasets/web", "gs://b/web"
+    check_places(flags, dataset_dir=far, corpus=("gs://b/*.jsonl", "https://h/a.zst"))
+    check_places(("--runner=FlinkRunner",), dataset_dir=near, corpus=(near,))
+    check_places((), dataset_dir=near, corpus=(near,))
+    with pytest.raises(ValueError, match="^dataset_dir: datasets/web; workers of Dataflow see no"):
+        check_places(flags, dataset_dir=near, corpus=(far,))
+    with pytest.raises(ValueError, match=r"^corpus.path: /a/\*.txt; .* gs://BUCKET/PREFIX is need"):
+        check_places(flags, dataset_dir=far, corpus=(far, "/a/*.txt"))
 
 
 @pytest.mark.parametrize(

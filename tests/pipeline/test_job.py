@@ -256,6 +256,6 @@ def test_a_listing_is_read_as_it_was_written(tmp_path):
 def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path):
     with pytest.raises(
         RefusedError,
-        match="a worker does not see .*nothere: dataset_dir, or scratch_dir .* must be",
+        match="a worker does not see .*nothere: dataset_dir must be a folder .* or lie in a store",
     ):
         next(read_listing(str(tmp_path / "nothere")))

@@ -1,14 +1,20 @@
 """The wheel of this installation that workers in containers install."""
 
+import email
 import subprocess
 import sys
+import tomllib
+import zipfile
+from pathlib import Path
 
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.stager import Stager
 
+from pipeline import own_wheel
 from pipeline.own_wheel import PACKAGES, installs_packages, pack, staged
 
+ROOT = Path(__file__).parent.parent.parent
 DATAFLOW = ("--runner=DataflowRunner", "--project=p", "--region=r", "--temp_location=gs://b/t")
 DOCKER = ("--runner=FlinkRunner", "--environment_type=DOCKER", "--environment_config=image")
 
@@ -37,6 +43,20 @@ def test_pip_installs_it_and_it_runs(tmp_path):
     assert "millrace" in told.stdout
     for package in PACKAGES:
         assert (site / package / "__init__.py").exists()
+
+
+def test_workers_get_what_the_pipeline_needs_and_the_stores_of_this_machine(tmp_path, monkeypatch):
+    """Beam's containers install the wheel without extras, so without its requirements."""
+    honest = own_wheel.find_spec
+    monkeypatch.setattr(own_wheel, "find_spec", lambda name: name != "gcsfs" and honest(name))
+    with zipfile.ZipFile(pack(tmp_path)) as wheel:
+        (name,) = [name for name in wheel.namelist() if name.endswith("METADATA")]
+        told = email.message_from_bytes(wheel.read(name)).get_all("Requires-Dist")
+    plain = {line for line in told if ";" not in line}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert plain >= {line.replace(" ", "") for line in extras["pipeline"] + extras["s3"]}
+    assert not [line for line in plain if line.startswith(("gcsfs", "torch", "pytest"))]
 
 
 def test_equal_installations_are_equal_wheels(tmp_path):

@@ -12,6 +12,7 @@ from pipeline.key import add_keys
 from pipeline.rejects import tally
 from pipeline.sample import CollectCharacters, SampleDocuments
 from pipeline.sample_files import KeepSamples, is_whole, read_funnel, sample_path
+from pipeline.work import WorkFolder
 
 REJECT = {
     **{"stage": "quality", "reason": "gopher_short_doc", "source": "0.txt", "position": 3},
@@ -52,7 +53,7 @@ def test_both_ways_leave_the_same_of_each_portion(collector, tmp_path):
         folder.mkdir()
         with beam.Pipeline("FnApiRunner") as pipeline:
             batches = pipeline | beam.Create([BATCHES]) | beam.FlatMap(list)
-            _ = batches | KeepSamples(collector, str(folder), in_order)
+            _ = batches | KeepSamples(collector, WorkFolder(str(tmp_path)), folder, in_order)
         found.append([read_table(sample_path(folder, number)) for number in range(3)])
         funnels = [read_funnel(sample_path(folder, number)) for number in range(3)]
         assert funnels[0] == Funnel((Count("read", 120, 360, 120, 360),))
@@ -71,7 +72,7 @@ def test_batches_of_two_portions_are_not_taken_for_one(tmp_path):
     """The sample would be another one, and nobody would see it."""
     pipeline = beam.Pipeline("FnApiRunner")
     batches = pipeline | beam.Create([[BATCHES[0], BATCHES[-1]]]) | beam.FlatMap(list)
-    _ = batches | KeepSamples(CollectCharacters(), str(tmp_path), True)
+    _ = batches | KeepSamples(CollectCharacters(), WorkFolder(str(tmp_path)), tmp_path, True)
     with pytest.raises(Exception, match="batches of two portions are mixed"):
         pipeline.run()
 
@@ -79,7 +80,8 @@ def test_batches_of_two_portions_are_not_taken_for_one(tmp_path):
 def test_a_file_that_is_cut_off_is_read_again(tmp_path):
     path = sample_path(tmp_path, 0)
     assert not is_whole(path)
-    sample_files._keep((0, (CollectCharacters().of_batch(BATCHES[0]), Funnel())), str(tmp_path))
+    part = CollectCharacters().of_batch(BATCHES[0]), Funnel()
+    sample_files._keep((0, part), WorkFolder(str(tmp_path)), tmp_path)
     assert is_whole(path)
     path.write_bytes(path.read_bytes()[:-20])
     assert not is_whole(path)

@@ -78,7 +78,7 @@ def group(work, *, spills):
                 work=work,
                 placement=PLACEMENT,
                 fingerprint="print {}".format,
-                make_plan=lambda: plan_of(work),
+                make_plan=lambda _: plan_of(work),
                 schema=ENCODED,
                 spills=spills,
             )

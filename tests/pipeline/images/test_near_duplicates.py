@@ -73,7 +73,7 @@ def test_the_largest_stays_then_that_of_the_smallest_key(work):
     write(work, 0, [(5, picture(0)), (3, picture(1)), (8, picture(2)), (2, picture(9))])
     write(work, 2, [(4, picture(0, (640, 480))), (1, picture(1)), (7, mirror(picture(2)))])
     assert run(work, 3) == {5: (4, 0), 3: (1, 0), 8: (7, 0)}
-    told = json.loads(work.comparison.read_text())
+    told = json.loads(work.comparison.read_text())["summary"]
     assert (told["clusters"], told["images"]) == (3, 6)
     assert [(one["kept"], one["others"]) for one in told["largest"]] == [
         (name(1).hex(), [name(3).hex()]),
@@ -109,7 +109,8 @@ def test_radius_and_correlation_have_their_effect(work):
 
 def test_no_images(work):
     assert run(work, 3) == {}
-    assert json.loads(work.comparison.read_text()) == {"clusters": 0, "images": 0, "largest": []}
+    told = json.loads(work.comparison.read_text())["summary"]
+    assert told == {"clusters": 0, "images": 0, "largest": []}
     assert read_table(work.excluded).num_rows == 0
 
 
