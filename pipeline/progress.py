@@ -1,5 +1,6 @@
 """Progress of a build: workers count into small files, the driver adds them up and shows a line."""
 
+import json
 import math
 import os
 import socket
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import apache_beam as beam
 from rich.console import Console
@@ -16,7 +18,8 @@ from rich.live import Live
 
 from pipeline.batch import Batch
 from pipeline.corpus import Portion
-from pipeline.shared_work import Files, bring, drop_all, place_of, write_place
+from pipeline.shared_work import drop_all, place_of, write_place
+from pipeline.store import Store
 from pipeline.work import WorkFolder, read_json
 
 WRITE_SECONDS = 0.5
@@ -84,8 +87,9 @@ class ProgressDisplay:
         self.started = time.monotonic()
         self.last = (0, 0.0)
         """Bytes read, and the seconds after which they were: behind it other work is done."""
+        self.counters: list[Any] = []
         self.num_shards, self.asked = 0, -math.inf
-        """Finished ones in a store, and when it was asked for what is there."""
+        """What a store has of them, and of finished shards, and when it was asked."""
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._show, daemon=True)
 
@@ -110,8 +114,10 @@ class ProgressDisplay:
         """Records, MB, rejects, rate and time left; then shards, also what is written of one."""
         if self.work.shared and time.monotonic() - self.asked > STORE_SECONDS:
             self._ask()
-        counters = [read_json(path) for path in self.work.progress.glob("*.json")]
-        sums = [sum(column) for column in zip(*filter(None, counters), strict=True)] or [0, 0, 0]
+        if not self.work.shared:
+            self.counters = [read_json(path) for path in self.work.progress.glob("*.json")]
+        columns = zip(*filter(None, self.counters), strict=True)
+        sums = [sum(column) for column in columns] or [0, 0, 0]
         records, read_bytes, rejects = sums
         seconds = time.monotonic() - self.started
         if read_bytes != self.last[0]:
@@ -131,9 +137,11 @@ class ProgressDisplay:
     def _ask(self) -> None:
         """What machines that share no folder with this one left in the store."""
         self.asked = time.monotonic()
-        with suppress(OSError):  # the build tells what a store says
-            bring(self.work, self.work.progress)
-            self.num_shards = len(Files.of(self.work, self.work.shards).paths)
+        with suppress(OSError, ValueError):  # the build tells what a store says
+            store = Store.open(place_of(self.work, self.work.progress))
+            names = store.sizes(pauses=())
+            self.counters = [json.loads(store.read(name, pauses=())) for name in names]
+            self.num_shards = len(Store.open(place_of(self.work, self.work.shards)).sizes(()))
 
     def _written(self) -> Iterator[str]:
         """Finished shards, and the bytes of all, of growing ones too: they have temporary names."""

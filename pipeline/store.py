@@ -77,9 +77,10 @@ class Store:
         except FileNotFoundError:
             return None
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, pauses: Iterable[float] = PAUSES) -> bytes:
         """All of a small object."""
-        return bytes(self._persist(lambda: self.fs.cat_file(self._at(name)), name=name))
+        content = self._persist(lambda: self.fs.cat_file(self._at(name)), name=name, pauses=pauses)
+        return bytes(content)
 
     def fetch(self, name: str, path: Path, size: int) -> None:
         """An object of this size into a file."""

@@ -184,12 +184,12 @@ def test_a_fault_of_a_build_into_a_store(victim, corpora, local, cpu_env, object
     """A worker dies, or the machine that submits, with its scratch folder: another one finishes."""
     bucket, words = object_store.new_bucket(), corpora["text"]
     keys = {key: text for key, text in object_store.env().items() if key.startswith("AWS_")}
-    portions = object_store.buckets / bucket.removeprefix("s3://") / "d/.work"
+    folder = object_store.buckets / bucket.removeprefix("s3://") / "d/.work"
     env = {**cpu_env, **keys, "TMPDIR": str(tmp_path)}
     with started(Prism, tmp_path, env) as prism:
         flags = [f"scratch_dir={tmp_path}/one", *prism.flags()]
         process = build(words, f"{bucket}/d", env, *flags)
-        wait_until(lambda: any(portions.glob("*/portions/*.json")), seconds=300, why=prism.logs)
+        wait_until(lambda: has_begun(process, folder), seconds=300, why=prism.logs)
         strike(victim, process, prism)
         code, text = finish(process)
         assert code, "nothing outlives these"
@@ -201,6 +201,12 @@ def test_a_fault_of_a_build_into_a_store(victim, corpora, local, cpu_env, object
     files = stored(object_store, f"{bucket}/d")
     assert {path: files.get(path) for path in local["text"]} == local["text"]
     assert not [path for path in files if path.startswith((".work", "upload"))]
+
+
+def has_begun(process, folder):
+    """As `is_in_its_main_job`, of a build whose store keeps its objects in a folder."""
+    assert process.poll() is None, process.communicate(timeout=10)
+    return any(folder.glob("*/portions/*.json"))
 
 
 def stored(store, url):

@@ -2,13 +2,18 @@ import gzip
 import io
 from dataclasses import replace
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from rich.console import Console
 
 from pipeline.corpus import CorpusFile, Portion, plan_portions
-from pipeline.progress import ProgressDisplay, _CountBatch, _duration
+from pipeline.progress import STORE_SECONDS, ProgressDisplay, _CountBatch, _duration
 from pipeline.readers import jsonl
-from pipeline.work import WorkFolder
+from pipeline.records import read_batch
+from pipeline.shared_work import place_of
+from pipeline.store import Store
+from pipeline.work import WorkFolder, write_json
 
 
 @pytest.fixture
@@ -98,3 +103,43 @@ def test_one_live_line_on_a_terminal(work, monkeypatch):
 )
 def test_durations(seconds, text):
     assert _duration(seconds) == text
+
+
+@pytest.mark.usefixtures("memory_store")
+def test_counters_come_through_a_store_where_machines_share_no_folder(work, tmp_path, monkeypatch):
+    far = replace(work, store="memory://b/d", request="r" * 64).between_machines()
+    portion = portions(8_000_000)[0]
+    batches = [batch(portion, read_bytes=2_000_000), batch(portion, read_bytes=1_000_000)]
+    display = ProgressDisplay(far, [portion], "reading")
+    count = _CountBatch(replace(far, path=str(tmp_path / "elsewhere")))
+    count.setup()
+    assert list(count.process(batches[0])) == batches[:1]
+    display.started -= 2
+    line = display.line()
+    assert line.startswith("reading: 3 records, 2 of 8 MB, 0 rejects, 1.0 MB/s, 0:06 left")
+    assert list(count.process(batches[1])) == batches[1:]
+    assert "2 of 8 MB" in display.line()  # asked and told once in ten seconds
+    for moment in (count, display):
+        name = "written" if moment is count else "asked"
+        setattr(moment, name, getattr(moment, name) - STORE_SECONDS)
+    assert list(count.process(batches[1])) == batches[1:]
+    write_json(work.root / "row", {})
+    Store.open(place_of(far, far.shards)).send("train-000000.json", work.root / "row")
+    assert "9 records, 4 of 8 MB" in display.line()
+    assert display.line().endswith(", 1 shards in the store")
+    with ProgressDisplay(far, [portion], "reading") as fresh:
+        assert "0 records" in fresh.line()
+    monkeypatch.setattr("pipeline.store.Store.send_bytes", fail)
+    count.written -= STORE_SECONDS
+    assert list(count.process(batches[0])) == batches[:1]
+
+
+def fail(*_):
+    raise OSError("no store")
+
+
+def batch(portion, *, read_bytes):
+    texts = pa.array([b"a", b"b", b"c"], pa.large_binary())
+    positions = np.arange(3, dtype=np.int64)
+    made = read_batch(portion, positions=positions, texts=texts, bad=(), read_bytes=read_bytes)
+    return replace(made, last=True)
