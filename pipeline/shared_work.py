@@ -41,7 +41,9 @@ def at_hand(work: WorkFolder, *needed: Path) -> Iterator[WorkFolder]:
         _fetch(work, here, needed)
         before = _states(here)
         yield here
-        fresh = sorted(_states(here) - before, key=lambda state: (".json" in state[0], state))
+        fresh = sorted(
+            _states(here) - before, key=lambda state: (state[0].endswith(".json"), state)
+        )
         store = Store.open(work.shared)
         for name, *_ in fresh:
             store.send(name, here.root / name)

@@ -91,14 +91,14 @@ def test_json_goes_last_and_only_what_was_written(far, monkeypatch):
 
     monkeypatch.setattr(MemoryFileSystem, "put_file", put_file)
     with at_hand(far) as here:
-        write_json(here.comparison, 1)
+        write_json(here.portion(0), 1)
         write_atomic(here.excluded, b"2")
-        write_atomic(here.rejects / "z.gz", b"3")
-    assert sent == ["excluded.arrow", "z.gz", "comparison.json"]
+        write_atomic(here.rejects / "z.jsonl.gz", b"3")
+    assert sent == ["excluded.arrow", "z.jsonl.gz", "000000.json"]
     del sent[:]
-    with at_hand(far, far.comparison, far.rejects) as here:
-        write_atomic(here.rejects / "z.gz", b"4")
-    assert sent == ["z.gz"]
+    with at_hand(far, far.portion(0), far.rejects) as here:
+        write_atomic(here.rejects / "z.jsonl.gz", b"4")
+    assert sent == ["z.jsonl.gz"]
     del sent[:]
     with pytest.raises(RuntimeError), at_hand(far) as here:
         write_json(here.leaks, 5)
