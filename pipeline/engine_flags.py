@@ -28,6 +28,8 @@ MISSING = {
 }
 ENVIRONMENTS = ("DOCKER", "EXTERNAL", "LOOPBACK", "PROCESS")
 CONNECT_SECONDS = 5.0
+ADDRESS = re.compile(r"(?P<host>[\w.-]+|\[[\w:.%]+\]):(?P<port>\d+)")
+"""`host:8081`, or IPv6 as `[::1]:8081`."""
 
 
 def complete_flags(flags: Sequence[str], *, num_workers: int) -> tuple[str, ...]:
@@ -144,13 +146,14 @@ def _check_address(name: str, address: str) -> None:
     places = re.sub("^[a-z]+://|/$", "", address)
     # Spark's standby masters: spark://HOST:PORT,HOST:PORT
     several = places.split(",") if name == "spark_master_url" else [places]
-    matches = [re.fullmatch(r"([\w.-]+):(\d+)", place) for place in several]
+    matches = [ADDRESS.fullmatch(place) for place in several]
     if not all(matches):
         raise ValueError(f"--{name}: an address is HOST:PORT, found {address}")
     error = None
     for match in filter(None, matches):
         try:
-            with socket.create_connection((match[1], int(match[2])), timeout=CONNECT_SECONDS):
+            where = match["host"].strip("[]"), int(match["port"])
+            with socket.create_connection(where, timeout=CONNECT_SECONDS):
                 return
         except (OSError, OverflowError) as failed:
             error = failed

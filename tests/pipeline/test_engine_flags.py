@@ -62,6 +62,19 @@ def test_what_is_given_counts(listening):
     assert complete_flags(whole, num_workers=2) == tuple(whole)
 
 
+def test_an_address_of_ipv6():
+    flags = ["--runner=PortableRunner", "--parallelism=2", LOOPBACK]
+    try:
+        server = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    endpoint = f"--job_endpoint=[::1]:{server.getsockname()[1]}"
+    with server:
+        assert complete_flags([*flags, endpoint], num_workers=2)[3] == endpoint
+    with pytest.raises(ValueError, match=r"--job_endpoint=\[::1\]:\d+: nothing answers there"):
+        complete_flags([*flags, endpoint], num_workers=2)
+
+
 def test_dataflow_sees_no_folder_of_this_machine():
     flags, near, far = ("--runner=DataflowRunner",), "datasets/web", "gs://b/web"
     check_places(flags, dataset_dir=far, corpus=("gs://b/*.jsonl", "https://h/a.zst"))
