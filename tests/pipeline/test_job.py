@@ -16,6 +16,7 @@ from pipeline import build
 from pipeline.config import PipelineConfig
 from pipeline.corpus import CorpusFile, Portion, plan_portions
 from pipeline.listing import listing_of, read_fingerprint, read_listing
+from pipeline.own_wheel import staged
 from pipeline.refused import RefusedError
 from pipeline.runner import Engine
 from pipeline.stages import BuildShards
@@ -42,8 +43,8 @@ ORDERED = {
 
 
 @pytest.fixture
-def job(tmp_path):
-    """The proto of a build of `num_portions` portions, or of what goes before it."""
+def constructed(tmp_path):
+    """The Beam pipeline of a build of `num_portions` portions, or of what goes before it."""
     (tmp_path / "text").mkdir()
     (tmp_path / "text/a.txt").write_text("To be or not to be, that is the question. " * 50)
     (tmp_path / "images").mkdir()
@@ -58,15 +59,15 @@ def job(tmp_path):
         "tokenizer to train": [*text, "tokenizer.kind=train", "tokenizer.vocab_size=300"],
         "versions": text,
     }
-    work = WorkFolder(str(tmp_path / "d/.work"))
 
-    def make(kind, *, spills, num_portions=1):
+    def make(kind, *, spills, num_portions=1, flags=(), work=None):
+        work = work or WorkFolder(str(tmp_path / "d/.work"))
         path, *overrides = words[kind]
         config = configs.load(PipelineConfig, path, [*overrides, f"dataset_dir={tmp_path}/d"])
         (portion,) = plan_portions(config.corpus.module, config.corpus.config)
         portions = [replace(portion, index=index) for index in range(num_portions)]
         work.create()
-        pipeline = beam.Pipeline(options=PipelineOptions([]))
+        pipeline = beam.Pipeline(options=PipelineOptions(list(flags)))
         if kind == "versions":
             check_workers(lambda construct: construct(pipeline), {"numpy": "1"})
         elif kind.startswith("tokenizer"):
@@ -83,9 +84,15 @@ def job(tmp_path):
                 )
         else:
             add_main_job(pipeline, config, portions, work=work, spills=spills)
-        return pipeline.to_runner_api()
+        return pipeline
 
     return make
+
+
+@pytest.fixture
+def job(constructed):
+    """Its proto."""
+    return lambda *words, **named: constructed(*words, **named).to_runner_api()
 
 
 def add_main_job(pipeline, config, portions, *, work, spills):
@@ -239,6 +246,26 @@ def side_inputs(transform):
     if transform.spec.urn != common_urns.primitives.PAR_DO.urn:
         return []
     return beam_runner_api_pb2.ParDoPayload.FromString(transform.spec.payload).side_inputs
+
+
+@pytest.mark.usefixtures("memory_store")
+@pytest.mark.parametrize("kind", [*BUILDS, *BEFORE[:2]])
+def test_dataflow_takes_the_job(kind, constructed, tmp_path):
+    """Its own translation of a build into a store, all but sending it: `make cluster-test` installs
+    what that needs.
+    """
+    pytest.importorskip("apitools", reason="needs apache-beam[gcp]")
+    work = WorkFolder(str(tmp_path / "far/.work"), store="memory://b/d", request="r" * 64)
+    flags = ["--runner=DataflowRunner", "--dry_run=true", "--project=some-project"]
+    flags += ["--region=europe-west1", "--temp_location=gs://bucket/temp"]
+    with staged([*flags, "--sdk_container_image=an/image:1"]) as flags:
+        built = constructed(kind, spills=False, flags=flags, work=work.between_machines())
+        job = built.run().job.proto_pipeline
+    (environment,) = job.components.environments.values()
+    assert environment.urn == common_urns.environments.DOCKER.urn
+    assert b"an/image:1" in environment.payload
+    assert any(b"millrace-" in one.role_payload for one in environment.dependencies)
+    assert job.ByteSize() < MIB
 
 
 def test_a_listing_is_read_as_it_was_written(tmp_path):
