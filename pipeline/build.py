@@ -181,7 +181,7 @@ def _run(
         listing_of(work, ordered, fingerprints) as listing,
     ):
         found = run_beam(partial(construct, listing=listing), engine, work.error_log)
-    bring(work, work.portions, work.rejects, work.shards, work.comparison)
+    bring(work, work.rejects, work.shards, work.comparison)
     add_seconds(work, found)
 
 

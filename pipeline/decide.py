@@ -96,8 +96,8 @@ def decide(terms: Terms) -> Decision:
     excluded = excluded_at(place_of(terms.work, terms.work.excluded)) if terms.compares else None
     spills: list[str] = []
     classes: set[str] = set()
-    for index, sketch in enumerate(_sketches(terms)):
-        record = read_record(terms.work.portion(index))
+    for index, (path, sketch) in enumerate(zip(_records(terms), _sketches(terms), strict=True)):
+        record = None if path is None else read_record(path)
         assert record is not None, f"portion {index} has no completion record"
         if excluded is not None and sketch is not None:
             record = without_excluded(record, terms.placement, excluded, sketch)
@@ -141,12 +141,15 @@ def in_class_order(names: set[str]) -> list[str]:
     return sorted(names)
 
 
+def _records(terms: Terms) -> Iterable[Path | None]:
+    return Files(terms.work, [terms.work.portion(index) for index in range(terms.num_portions)])
+
+
 def _sketches(terms: Terms) -> Iterable[Path | None]:
     """The file that each portion left for a comparison, if it left one."""
-    portions = range(terms.num_portions)
     if not terms.compares:
-        return [None for _ in portions]
-    return Files(terms.work, [terms.work.sketch(portion) for portion in portions])
+        return [None] * terms.num_portions
+    return Files(terms.work, [terms.work.sketch(index) for index in range(terms.num_portions)])
 
 
 def _split(sums: _Sums, placement: Placement) -> int:

@@ -88,7 +88,7 @@ class IntoStore:
         left = {name for name in sizes if OUTDATED.fullmatch(name)} - tars - files.keys()
         self.store.remove(left)
         self.store.send_bytes(FILE_NAME, render_manifest(manifest).encode())
-        self._remove_work(sizes)
+        self._remove_work(self.store.sizes())
 
     def growth(self, config: PipelineConfig) -> float:
         """Spill files stay to the end: half of it and places of documents; tars pass by."""

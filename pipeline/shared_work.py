@@ -148,7 +148,7 @@ class Files:
     def of(cls, work: WorkFolder, folder: Path) -> "Files":
         """All of a folder, by their names."""
         if not work.shared:
-            return cls(work, sorted(folder.iterdir()))
+            return cls(work, sorted(folder.glob("[!.]*")))  # others may be written just now
         names = Store.open(place_of(work, folder)).sizes()
         return cls(work, [folder / name for name in sorted(names)])
 

@@ -76,7 +76,7 @@ def plan_when_done(portions: beam.PCollection, stage: GroupByShard) -> beam.PCol
 
 
 def _write_plan(_: int, make_plan: Callable[[WorkFolder], ShardPlan], work: WorkFolder) -> str:
-    with at_hand(work, work.portions, work.leaks) as here:
+    with at_hand(work, work.leaks) as here:
         return place_of(here, write_plan(make_plan(here), here.root))
 
 

@@ -145,6 +145,7 @@ def test_files_one_after_another(work, number):
         before = path
     assert found == [str(i) if i % 3 != 1 else None for i in range(number)]
     names = [f"{i:06d}.arrow" for i in range(number) if i % 3 != 1]
+    (work.sketches / ".000001.arrow.ab12").touch()  # not finished
     assert [path.name for path in Files.of(work, work.sketches).paths] == names
 
 
