@@ -64,7 +64,9 @@ def build(
     destination = destination_of(config)
     check_apart(destination, config.corpus.config.path)
     flags = complete_flags(flags, num_workers=config.num_workers)
-    check_places(flags, dataset_dir=config.dataset_dir, corpus=config.corpus.config.path)
+    corpus = config.corpus.config
+    places = {"corpus.path": corpus.path, "corpus.class_names": corpus.resources}
+    check_places(flags, {"dataset_dir": (config.dataset_dir,), **places})
     check_job_server(flags)
     with fork_server_of(config.num_workers or num_cores(), flags) as fork_server:
         portions = plan_portions(config.corpus.module, config.corpus.config)

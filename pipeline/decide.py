@@ -99,7 +99,7 @@ def decide(terms: Terms) -> Decision:
     for index, (path, sketch) in enumerate(zip(_records(terms), _sketches(terms), strict=True)):
         record = None if path is None else read_record(path)
         assert record is not None, f"portion {index} has no completion record"
-        if excluded is not None and sketch is not None:
+        if excluded is not None:
             record = without_excluded(record, terms.placement, excluded, sketch)
         digest.update(record.fingerprint.encode())
         found.append(record.fingerprint)

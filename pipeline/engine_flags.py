@@ -4,7 +4,7 @@ value suits all, asked for where only the user knows, and refused before anythin
 
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipeline.beam_flags import check_spelling, runner_name
 from pipeline.urls import is_local
@@ -60,16 +60,16 @@ def complete_flags(flags: Sequence[str], *, num_workers: int) -> tuple[str, ...]
     return (*flags, *(f"--{name}={value}" for name, value in added.items()))
 
 
-def check_places(flags: Sequence[str], *, dataset_dir: str, corpus: Sequence[str]) -> None:
-    """Refuse folders of this machine where no machine of the engine can see them.
+def check_places(flags: Sequence[str], places: Mapping[str, Sequence[str]]) -> None:
+    """Refuse places of this machine, by config key, where no machine of the engine can see them.
 
     Raises:
         ValueError: a place is local.
     """
     if read_flag(flags, "runner") != "DataflowRunner":
         return
-    for key, place in (("dataset_dir", dataset_dir), *(("corpus.path", one) for one in corpus)):
-        if is_local(place):
+    for key, named in places.items():
+        for place in filter(is_local, named):
             raise ValueError(
                 f"{key}: {place}; workers of Dataflow see no folder of this machine: "
                 "gs://BUCKET/PREFIX is needed"

@@ -229,11 +229,12 @@ def spills_are_whole(record: PortionRecord, work: WorkFolder) -> bool:
 
 
 def without_excluded(
-    record: PortionRecord, placement: Placement, excluded: Excluded, sketch: Path
+    record: PortionRecord, placement: Placement, excluded: Excluded, sketch: Path | None
 ) -> PortionRecord:
     """The record as if the excluded documents had never been read; counts and rejects stay."""
     if not record.sketch_bytes:
         return record
+    assert sketch is not None, f"portion {record.portion} has lost what it left for a comparison"
     rows = read_table(sketch)
     rows = rows.select([name for name in rows.schema.names if name in ("key", "weight", MARK)])
     kept = rows.filter(pa.array(excluded.find(rows.column("key")) < 0))

@@ -130,7 +130,8 @@ class ProgressDisplay:
             f"{rejects:,} rejects",
             f"{rate / 1e6:.1f} MB/s",
         ]
-        if 0.01 < share < 1 and seconds - self.last[1] < QUIET_SECONDS:
+        quiet = 2 * STORE_SECONDS if self.work.shared else QUIET_SECONDS
+        if 0.01 < share < 1 and seconds - self.last[1] < quiet:
             parts.append(f"{_duration(seconds / share - seconds)} left")
         return ", ".join([*parts, *self._written()])
 
@@ -146,7 +147,8 @@ class ProgressDisplay:
     def _written(self) -> Iterator[str]:
         """Finished shards, and the bytes of all, of growing ones too: they have temporary names."""
         if self.work.shared:
-            yield from [f"{self.num_shards:,} shards in the store"] * bool(self.num_shards)
+            if self.num_shards:
+                yield f"{self.num_shards:,} shards in the store"
             return
         num_shards = num_bytes = 0
         with os.scandir(self.work.shards) as entries:

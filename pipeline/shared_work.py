@@ -181,12 +181,9 @@ def _fetch(work: WorkFolder, into: WorkFolder, wanted: Sequence[Path]) -> None:
     for path in wanted:
         name = _name(work, path)
         if path.suffix:
-            store = Store.open(work.shared)
-            size = store.size(name)
-            if size is not None:
-                store.fetch(name, into.root / name, size)
+            _copy(place_of(work, path), into.root / name)
         else:
-            store, folder = Store.open(f"{work.shared}/{name}"), into.root / name
+            store, folder = Store.open(place_of(work, path)), into.root / name
             sizes = store.sizes()
             files = {one: folder / one for one in sizes}
             for parent in {folder, *(file.parent for file in files.values())}:
@@ -197,14 +194,19 @@ def _fetch(work: WorkFolder, into: WorkFolder, wanted: Sequence[Path]) -> None:
 @lru_cache(maxsize=1)
 def _table_of_store(place: str) -> pa.RecordBatch:
     """As many shards ask as the corpus is large. Its file is mapped, and gone with the process."""
-    folder, _, name = place.rpartition("/")
-    store = Store.open(folder)
     with tempfile.TemporaryDirectory(prefix="millrace-") as temporary:
-        path, size = Path(temporary) / name, store.size(name)
-        if size is None:
-            raise FileNotFoundError(place)
-        store.fetch(name, path, size)
+        path = Path(temporary) / "excluded.arrow"
+        _copy(place, path)
         return read_table(path)
+
+
+def _copy(url: str, path: Path) -> None:
+    """One file, if it is there."""
+    folder, _, name = url.rpartition("/")
+    store = Store.open(folder)
+    size = store.size(name)
+    if size is not None:
+        store.fetch(name, path, size)
 
 
 def _states(work: WorkFolder) -> set[tuple[str, int, int]]:

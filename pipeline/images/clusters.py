@@ -257,20 +257,27 @@ def wanted_hashes(pairs: HashPairs) -> Hashes:
 
 def _rows_of_interest(sketches: Iterable[Path | None], pairs: HashPairs) -> pa.RecordBatch:
     """The images whose hash is another one's too or has a partner, each key once, by key."""
-    tables = (read_table(path, ("hash",)) for path in sketches if path is not None)
-    hashes = [np.asarray(table.column("hash")) for table in tables]
+    hashes = [np.asarray(rows.column("hash")) for rows in _tables(sketches, ("hash",))]
     every, count = np.unique(np.concatenate([np.empty(0, np.uint64), *hashes]), return_counts=True)
     wanted = np.unique(np.concatenate([every[count > 1], wanted_hashes(pairs)]))
     turned = np.unique(pairs.mirrored[:, 1])
     marked = SKETCHES.append(pa.field(MARK, pa.bool_()))
     found = [pa.RecordBatch.from_pylist([], schema=marked)]
-    for rows in (read_table(path) for path in sketches if path is not None):
+    for rows in _tables(sketches):
         if MARK not in rows.schema.names:
             rows = rows.append_column(MARK, pa.array(np.zeros(rows.num_rows, np.bool_)))
         chosen = find_sorted(wanted, np.asarray(rows.column("hash"))) >= 0
         chosen |= find_sorted(turned, np.asarray(rows.column("mirrored_hash"))) >= 0
         found.append(rows.filter(pa.array(chosen)).cast(marked))
     return _one_of_each_key(pa.concat_batches(found))
+
+
+def _tables(
+    sketches: Iterable[Path | None], columns: Sequence[str] = ()
+) -> Iterator[pa.RecordBatch]:
+    for path in sketches:
+        assert path is not None, "what a portion left is gone"
+        yield read_table(path, columns)
 
 
 def _one_of_each_key(rows: pa.RecordBatch) -> pa.RecordBatch:

@@ -1,6 +1,5 @@
 """A build into a store: the bytes of a folder, the manifest last, reruns, and what is refused."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -13,8 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pipeline import into_store
 from pipeline.build import build
 from pipeline.runner import StageError
-
-URL = "memory://bucket/web"
+from tests.integration.store_files import URL, promised, stored
 
 pytestmark = pytest.mark.usefixtures("memory_store")
 
@@ -27,21 +25,6 @@ def into(config, corpus, tmp_path):
         return config(corpus, URL, f"scratch_dir={tmp_path}/scratch", *overrides)
 
     return make
-
-
-def stored():
-    fs = fsspec.filesystem("memory")
-    return {name.removeprefix("/bucket/web/"): fs.cat_file(name) for name in fs.find("/bucket/web")}
-
-
-def promised(files):
-    """As `digests` of a folder."""
-    kept = (".tar", ".idx", ".gz", "manifest.json", "tokenizer.json")
-    return {
-        name.rsplit("/", 1)[-1]: hashlib.sha256(content).hexdigest()
-        for name, content in files.items()
-        if name.endswith(kept)
-    }
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
 """Builds whose workers share no folder: their work goes through the store of the dataset."""
 
-import hashlib
 import json
 import shutil
 import sys
 
-import fsspec
 import numpy as np
 import PIL.Image
 import pytest
@@ -17,8 +15,7 @@ from pipeline.build import build
 from pipeline.config import PipelineConfig
 from pipeline.images import near_duplicates
 from pipeline.runner import StageError
-
-URL = "memory://bucket/web"
+from tests.integration.store_files import URL, of_folder, promised, stored
 
 pytestmark = pytest.mark.usefixtures("memory_store")
 
@@ -55,28 +52,6 @@ def image_config(pictures):
         return load(PipelineConfig, None, [f"dataset_dir={dataset_dir}", *words, *overrides])
 
     return make
-
-
-def stored(below=""):
-    fs, root = fsspec.filesystem("memory"), f"/bucket/web/{below}"
-    return {name.removeprefix("/bucket/web/"): fs.cat_file(name) for name in fs.find(root)}
-
-
-def promised(files):
-    kept = (".tar", ".idx", ".gz", "manifest.json", "tokenizer.json")
-    return {
-        name.rsplit("/", 1)[-1]: hashlib.sha256(content).hexdigest()
-        for name, content in files.items()
-        if name.endswith(kept)
-    }
-
-
-def of_folder(folder):
-    return promised({str(p.relative_to(folder)): p.read_bytes() for p in all_files(folder)})
-
-
-def all_files(folder):
-    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 @pytest.fixture

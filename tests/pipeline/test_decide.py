@@ -6,7 +6,8 @@ import pytest
 
 from pipeline.batch import REJECTS
 from pipeline.decide import Terms, decide, in_class_order
-from pipeline.portions import PortionSums, place
+from pipeline.exclude import Excluded
+from pipeline.portions import PortionSums, place, read_record, without_excluded
 from pipeline.split import Candidates, SplitConfig
 from pipeline.work import WorkFolder
 
@@ -63,6 +64,14 @@ def test_portions_add_up(work):
     assert [one.records for one in decision.tallies] == [1]
     (shard,) = decision.plan.shards
     assert (shard.name, shard.weight) == ("train-000000", 200)
+
+
+def test_what_a_portion_left_for_a_comparison_must_not_be_lost(work):
+    """Without it the plan would count documents that are out."""
+    write(work, 0)
+    record = replace(read_record(work.portion(0)), sketch_bytes=9)
+    with pytest.raises(AssertionError, match="portion 0 has lost"):
+        without_excluded(record, terms(work).placement, Excluded.none(), None)
 
 
 def test_the_fingerprint_changes_with_any_portion(work):

@@ -77,13 +77,13 @@ def test_an_address_of_ipv6():
 
 def test_dataflow_sees_no_folder_of_this_machine():
     flags, near, far = ("--runner=DataflowRunner",), "datasets/web", "gs://b/web"
-    check_places(flags, dataset_dir=far, corpus=("gs://b/*.jsonl", "https://h/a.zst"))
-    check_places(("--runner=FlinkRunner",), dataset_dir=near, corpus=(near,))
-    check_places((), dataset_dir=near, corpus=(near,))
+    check_places(flags, {"dataset_dir": (far,), "corpus.path": ("https://h/a.zst", far), "c": ()})
+    check_places(("--runner=FlinkRunner",), {"dataset_dir": (near,)})
+    check_places((), {"dataset_dir": (near,)})
     with pytest.raises(ValueError, match="^dataset_dir: datasets/web; workers of Dataflow see no"):
-        check_places(flags, dataset_dir=near, corpus=(far,))
+        check_places(flags, {"dataset_dir": (near,), "corpus.path": (far,)})
     with pytest.raises(ValueError, match=r"^corpus.path: /a/\*.txt; .* gs://BUCKET/PREFIX is need"):
-        check_places(flags, dataset_dir=far, corpus=(far, "/a/*.txt"))
+        check_places(flags, {"dataset_dir": (far,), "corpus.path": (far, "/a/*.txt")})
 
 
 @pytest.mark.parametrize(
