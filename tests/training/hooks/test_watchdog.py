@@ -124,7 +124,7 @@ def test_a_signal_to_one_rank_stops_all_and_a_slow_hook_is_no_hang(ranks):
 def test_a_second_signal_ends_a_rank_that_waits_for_another(ranks):
     """In a collective, where Python runs no handler."""
     both = ranks("wait")
-    both.wait_for("rank 0 is at work")
+    both.wait_for("rank 0 is in step 3")
     both.processes[0].send_signal(signal.SIGUSR1)
     both.wait_for("rank 0: SIGUSR1: the run stops behind its next step; another one ends it")
     time.sleep(0.2)
