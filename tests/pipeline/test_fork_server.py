@@ -1,7 +1,11 @@
 """The process that workers are forked from."""
 
 import os
+import select
+import shlex
+import socket
 import subprocess
+import sys
 import tempfile
 import time
 from functools import partial
@@ -10,6 +14,7 @@ from pathlib import Path
 import apache_beam as beam
 import pytest
 
+from pipeline import call_worker
 from pipeline.fork_server import THREAD_VARIABLES, ForkServer
 from pipeline.runner import Engine, fork_server_of, run_beam
 from pipeline.spread import Spread
@@ -82,15 +87,36 @@ def test_it_ends_with_its_driver(temporary):
 def test_a_caller_hears_of_the_end_of_a_worker(temporary):
     """This one is told of no driver, and fails."""
     fork_server = ForkServer()
-    told = dict.fromkeys(("CONTROL_API_SERVICE_DESCRIPTOR", "LOGGING_API_SERVICE_DESCRIPTOR"), "?")
-    told |= {"PIPELINE_OPTIONS": "{}", "WORKER_ID": "1"}
-    called = subprocess.run(
-        fork_server.command(), shell=True, env={**os.environ, **told}, timeout=30
-    )
-    assert called.returncode == 1
+    assert call(fork_server.command()).wait(30) == 1
     fork_server.close()
-    refused = subprocess.run(fork_server.command(), shell=True, capture_output=True, timeout=30)
+    refused = call(fork_server.command())
+    assert refused.communicate(timeout=30) == ("", "")
     assert refused.returncode == 1
+
+
+def test_a_caller_of_a_worker_that_is_killed_before_it_has_read_says_nothing(temporary):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(temporary / "workers"))
+        listener.listen()
+        caller = call(shlex.join([sys.executable, call_worker.__file__, listener.getsockname()]))
+        worker, _ = listener.accept()
+        select.select([worker], [], [])  # what it does not read is lost with it
+        worker.close()
+        assert caller.communicate(timeout=30) == ("", "")
+    assert caller.returncode == 1
+
+
+def call(command):
+    """As Beam does."""
+    told = dict.fromkeys(call_worker.OF_BEAM, "?") | {"PIPELINE_OPTIONS": "{}"}
+    return subprocess.Popen(
+        command,
+        shell=True,
+        env=os.environ | told,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_a_long_name_of_the_folder_for_temporary_files(monkeypatch, tmp_path):
