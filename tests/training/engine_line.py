@@ -78,9 +78,9 @@ def clip(stage, limit):
     return line_step(engine, [3.0])
 
 
-def poison(stage, precision, value):
+def poison(stage, precision, value, **settings):
     """Two steps, with and without a poisoned one between them; AdamW remembers every gradient."""
-    config = Config(zero_stage=stage, precision=precision)
+    config = Config(zero_stage=stage, precision=precision, **settings)
     ends, asked = {}, []
     for poisons in ([], [value]):
         engine = build_line(config, accumulation=2, with_adam=True)
@@ -95,15 +95,15 @@ def poison(stage, precision, value):
     return {**found, "clean": ends[0], "weights": ends[1]}
 
 
-def refuse(stage, precision):
+def refuse(stage, precision, **settings):
     """Healthy steps, and between them one that is refused for its norm of 100.
 
     The last rank wishes to stop at the end.
     """
     with_fp16(precision == "fp16")
     try:
-        scale = {"initial_loss_scale_power": 3} if precision == "fp16" else {}
-        config = Config(zero_stage=stage, precision=precision, **scale)
+        settings |= {"initial_loss_scale_power": 3} if precision == "fp16" else {}
+        config = Config(zero_stage=stage, precision=precision, **settings)
         engine = build_line(config, accumulation=2, with_adam=True)
         asked = []
         engine.admits = lambda loss, norm: asked.append((loss, norm)) or norm < 50
@@ -147,9 +147,9 @@ def skipped_average(stage):
     return ends
 
 
-def overflow(stage):
+def overflow(stage, **settings):
     """The scale begins at 2 ** 16, above the largest fp16 number 65504."""
-    return fp16_steps(stage, [1.0] * 4)
+    return fp16_steps(stage, [1.0] * 4, **settings)
 
 
 def least_scale(stage):

@@ -28,6 +28,13 @@ def cases(folder):
             found[f"offload {precision} zero{stage}"] = partial(
                 steps_and_states, stage, precision=precision, offload_optimizer="cpu"
             )
+            found[f"poison offload {precision} zero{stage}"] = partial(
+                line.poison, stage, precision, line.POISONS[0], offload_optimizer="cpu"
+            )
+        for precision in ("fp32", "bf16", "fp16"):
+            found[f"refuse offload {precision} zero{stage}"] = partial(
+                line.refuse, stage, precision, offload_optimizer="cpu"
+            )
         found[f"bf16 states zero{stage}"] = partial(steps_and_states, stage, **STATES)
         found[f"save bf16 states zero{stage}"] = partial(
             worker.save_and_load, folder / "states", stage, "bf16", **STATES

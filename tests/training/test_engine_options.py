@@ -33,6 +33,27 @@ def test_an_offloaded_optimizer_takes_the_same_steps(two_ranks, stage, precision
         assert_same_steps(ours, two_ranks["reference"], rounding=0.002)
 
 
+@stages_with_zero
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_nothing_is_left_on_the_host_of_a_step_that_is_refused(two_ranks, stage, precision):
+    """DeepSpeed kept the sum of its gradients, and the next step was taken with both."""
+    case = two_ranks[f"refuse offload {precision} zero{stage}"]
+    assert [step["skipped"] for step in case["steps"]] == [False, True, False]
+    for rank in case["ranks"]:
+        assert [norm for _, norm in rank["asked"]] == [1.0, 100.0, 2.0]
+        for place, tensor in rank["before"].items():
+            assert torch.equal(rank["after"][place], tensor), place
+
+
+@stages_with_zero
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_nothing_is_left_on_the_host_of_a_gradient_that_is_not_finite(two_ranks, stage, precision):
+    case = two_ranks[f"poison offload {precision} zero{stage}"]
+    assert (case["poisoned"]["skipped"], case["healthy"]["skipped"]) == (True, False)
+    assert case["healthy"]["norm"] == 2.0
+    assert torch.equal(case["weights"], case["clean"])
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_offloaded_weights_are_the_same(two_ranks, precision):
     ours, others = two_ranks[f"offload all {precision}"], two_ranks[f"offload {precision} zero3"]
