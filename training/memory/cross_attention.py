@@ -164,8 +164,17 @@ def _cross_without_kernel(
     num_tokens = q.numel // shape.num_attended
     pairs = FP32 * num_tokens * source.num_positions * shape.num_heads
     exact = [tape.book(FP32 * one.numel) for one in (q, k_v)]
-    weights = [tape.book(pairs) for _ in range(3)]
-    output = Value(tape.book(q.numel * q.width), q.numel, q.width, None)
+    scores = tape.book_product(pairs)
+    weights = [tape.book(pairs)]
+    del scores
+    weights += [tape.book(pairs) for _ in range(2)]
+    if tape.keeps_nothing:  # but for those that the values are about to be weighed by
+        weights = weights[-1:] * 3
+    result = tape.book_product(FP32 * q.numel)
+    output = Value(result, q.numel, q.width, None)
+    if q.width < FP32:
+        output = Value(tape.book(q.numel * q.width), q.numel, q.width, None)
+    del result
     return tape.record(
         (q, k_v),
         output,

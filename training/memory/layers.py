@@ -258,16 +258,24 @@ def _attend_without_kernel(
     """Dropout of attention has no kernel on the CPU: weights of all pairs, in fp32, three times.
 
     In 16 bits queries, keys and values in fp32 stay there to the end of the forward pass, beside
-    the scaled queries and the result in fp32, and weights come in 16 bits once more.
+    the scaled queries and the result in fp32, and weights come in 16 bits once more. Scores and
+    result are products, which `selective` keeps.
     """
     num_tokens, numel = sequences.num_tokens, sequences.num_tokens * shape.num_attended
     pairs = FP32 * num_tokens * sequences.num_seen * shape.num_heads
     exact = [tape.book(FP32 * numel) for _ in range(3)]
-    weights = [tape.book(pairs) for _ in range(3)]
-    output = Value(tape.book(numel * heads.width), numel, heads.width, None)
+    scores = tape.book_product(pairs)
+    weights = [tape.book(pairs)]
+    del scores
+    weights += [tape.book(pairs) for _ in range(2)]
+    if tape.keeps_nothing:  # but for those that the values are about to be weighed by
+        weights = weights[-1:] * 3
+    result = tape.book_product(FP32 * numel)
+    output = Value(result, numel, FP32, None)
     if heads.width < FP32:
-        tape.ledger.visit(tape.kind, 5 * FP32 * numel + pairs // FP32 * heads.width)
-    del kept
+        output = Value(tape.book(numel * heads.width), numel, heads.width, None)
+        tape.ledger.visit(tape.kind, 4 * FP32 * numel + pairs // FP32 * heads.width)
+    del kept, result
     return tape.record(
         (heads,),
         output,

@@ -111,6 +111,11 @@ class Tape:
         self._repeated: Segment | None = None
         self._left_to_save = 0
 
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether what comes now is computed again in the backward pass."""
+        return self._recorded is not None
+
     def enter(self, where: str, *, kind: str = ACTIVATIONS) -> None:
         """What comes now belongs to `where`, a part of the model, and is of this kind."""
         self.where, self.kind = where, kind

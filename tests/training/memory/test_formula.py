@@ -90,6 +90,16 @@ def test_models_of_the_bars(config_of, name, mode):
     compare(config_of(model, overrides, micro_batch_size=micro_batch_size), 0.01)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_selective_checkpointing_keeps_the_scores_of_attention_with_dropout(config_of, precision):
+    """A CPU has no kernel for it: scores are a matrix product there. Half of all memory."""
+    model, micro_batch_size, overrides = BARS["GPT 124M"]
+    overrides += " engine.activation_checkpointing=selective model.dropout=0.1"
+    overrides += f" engine.precision={precision}"
+    compare(config_of(model, overrides, micro_batch_size=micro_batch_size), 0.01)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_of_text_models(config_of, name):
     model, overrides = VARIANTS[name]
