@@ -1,9 +1,10 @@
 """Whether every way to train gives the same losses: ZeRO stages, ranks, accumulation and others.
 
 A tiny Transformer takes a few steps in fp32 by plain torch, and by the engine in each way, on one
-rank and on all of this machine. What DeepSpeed, torch or NCCL do wrong shows here before it costs
-days: wrong gradients at stage 2 (DeepSpeed #7718), gradients that ranks did not sum (#8382), an
-optimizer step with zero gradients at the start.
+rank and on all of this machine; one step more is refused in between, as behind a NaN. What
+DeepSpeed, torch or NCCL do wrong shows here before it costs days: wrong gradients at stage 2
+(DeepSpeed #7718), gradients that ranks did not sum (#8382) or that a skipped step leaves behind
+(0.19.8, offloaded), an optimizer step with zero gradients at the start.
 """
 
 import json
@@ -45,6 +46,11 @@ CASES: dict[str, dict[str, Any]] = {
     "stage 3, zero_init": {"zero_stage": 3, "zero_init": True},
     "stage 3, average of weights": {"zero_stage": 3, "ema_decay": EMA_DECAY},
     "stage 2, bf16": {"zero_stage": 2, "precision": "bf16"},
+    "stage 2, bf16, offloaded optimizer": {
+        "zero_stage": 2,
+        "precision": "bf16",
+        "offload_optimizer": "cpu",
+    },
     "stage 0, fp16": {"zero_stage": 0, "precision": "fp16", "initial_loss_scale_power": 8},
     "stage 2, fp16": {"zero_stage": 2, "precision": "fp16", "initial_loss_scale_power": 8},
 }
