@@ -218,6 +218,9 @@ def _load_any(opened: Opened, config: Config, shrink: int) -> Decoded | BadImage
     if shrink > 1:
         image.draft(image.mode, (stored[0] // shrink, stored[1] // shrink))
     image.load()
+    is_judged = image.format in ("JPEG", "MPO") and not PIL.ImageFile.LOAD_TRUNCATED_IMAGES
+    if is_judged and (fault := jpeg.find_damage(opened.encoded)):
+        return BadImage("damaged_image", fault)
     if image.mode in ("I", "F"):
         return BadImage("unsupported_pixels", f"mode {image.mode}: 32 bits of unknown range")
     if image.format == "PNG" and (fault := png_fault(opened.encoded)):

@@ -210,6 +210,38 @@ def test_truncated_images_are_rejected_or_accepted(format):
     assert reason_of(cut) == "truncated_image"  # the choice of one call is not that of the next
 
 
+@pytest.mark.parametrize("options", [{}, {"quality": 30}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("end", [b"\xff\xd9", bytes(1000)])
+def test_a_jpeg_that_breaks_off_before_an_end_marker_or_zeros(mode, end, options):
+    """As half of a download; decoders fill it up with grey, and Pillow says nothing."""
+    noise = RNG.integers(0, 256, (64, 64, 3), np.uint8)
+    whole = file_of(PIL.Image.fromarray(noise).convert(mode), "JPEG", **options)
+    cut = whole[: int(0.6 * len(whole))] + end
+    assert reason_of(cut) == "truncated_image"
+    accepted = decode(cut, Config(accept_truncated=True))
+    assert not accepted.untouched
+    assert accepted.pixels.shape == (64, 64, 3)
+    np.testing.assert_array_equal(accepted.pixels[:8], pixels_of(whole)[:8])
+
+
+def test_a_jpeg_with_a_bad_code_or_without_a_restart_marker():
+    noise = PIL.Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8))
+    whole = file_of(noise, "JPEG", restart_marker_rows=1)
+    marker = whole.index(b"\xff\xd1")
+    assert reason_of(whole[:marker] + whole[marker + 2 :]) == "damaged_image"
+    place = whole.index(b"\xff\xd2") - 60
+    bad = whole[:place] + b"\xfe" * 40 + whole[place + 40 :]
+    assert reason_of(bad) in ("damaged_image", "truncated_image")  # by what libjpeg runs into
+
+
+def test_bytes_in_front_of_the_end_marker_of_a_jpeg_do_no_harm():
+    whole = file_of(PIL.Image.fromarray(COLOUR), "JPEG")
+    padded = whole[:-2] + bytes(8) + whole[-2:]
+    np.testing.assert_array_equal(pixels_of(padded), pixels_of(whole))
+    assert decode(padded, Config()).untouched
+
+
 NOISE = RNG.integers(0, 256, (64, 64, 4), np.uint8)
 TOP, BOTTOM, INTERLACED = slice(0, 8), slice(-8, None), slice(0, None, 8)
 
