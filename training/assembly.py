@@ -118,11 +118,17 @@ def build_engine(config: TrainingConfig, run: Run) -> Engine:
 
 def fit(config: TrainingConfig, run: Run, engine: Engine, watchdog: Watchdog) -> RunState:
     """Resume and train; once more each time that the run goes back to its last good checkpoint."""
+    is_written = False
     while True:
         state = pass_over(run.dir, resume(config, run.dir, run.manifest, engine))
         with build_loader(config, run, state) as loader:
+            trainer = build_trainer(config, run, engine, state, loader, watchdog)
+            if distributed.is_rank_zero() and not is_written:  # nothing can refuse the config now
+                keep_facts(run.facts, run.dir)
+                (run.dir / checkpoint.CONFIG).write_text(configs.to_yaml(config))
+            is_written = True
             try:
-                return build_trainer(config, run, engine, state, loader, watchdog).fit()
+                return trainer.fit()
             except Rollback:
                 config = replace(config, resume="required")
 
@@ -176,10 +182,7 @@ def build_trainer(
     loader: Loader,
     watchdog: Watchdog,
 ) -> Trainer:
-    """The loop with its schedule and hooks; nothing can refuse the config any more: write it."""
-    if distributed.is_rank_zero():
-        keep_facts(run.facts, run.dir)
-        (run.dir / checkpoint.CONFIG).write_text(configs.to_yaml(config))
+    """The loop with its schedule and hooks."""
     rate = partial(
         learning_rate,
         shape=config.schedule.shape,

@@ -26,8 +26,12 @@ class StepLog:
 
         A number that is not finite becomes null, for JSON has none.
         """
-        self.file.add(json.dumps(_finite(row), allow_nan=False).encode() + b"\n" for row in rows)
+        self.file.add(map(_line, rows))
         self.file.flush()
+
+    def append_now(self, row: dict[str, Any]) -> bool:
+        """Add a row that is of no use later; False where a full disk refuses it."""
+        return self.file.write_now(_line(row))
 
     def cut_behind(self, step: int) -> list[dict[str, Any]]:
         """Drop the rows of steps behind the checkpoint that the run continues from; the rest."""
@@ -51,6 +55,10 @@ class StepLog:
                 yield json.loads(line), end
             except json.JSONDecodeError:
                 break
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps(_finite(row), allow_nan=False).encode() + b"\n"
 
 
 def _finite(value: Any) -> Any:

@@ -189,12 +189,12 @@ class AnomalyHook(Hook):
             self._go_on(info, found)
             return
         step, most = checkpoint.read_state(target).step, self.config.max_in_a_row
-        before: list[dict[str, Any]] = []
-        if distributed.is_rank_zero():
-            before = self.log.cut_behind(step)
-        self._write(info, found, step, rolled_back_from=info.state.step)
+        before, is_written = self._write_rollback(info, found, step)
+        if not is_written:
+            say(f"step {info.state.step}: the disk has no space to note that the run goes back")
+            self._go_on(info, found)
+            return
         told = f"step {info.state.step}: {found}; back to step {step}, and on behind the batch"
-        before = distributed.broadcast(before)
         if (
             most
             and sum(row["step"] == step and row["rolled_back_from"] > 0 for row in before) >= most
@@ -206,15 +206,39 @@ class AnomalyHook(Hook):
         say(f"warning: {told}{self._where()}")
         raise Rollback
 
-    def _write(
+    def _write(self, info: StepInfo, found: Anomaly, step: int) -> None:
+        if distributed.is_rank_zero():
+            self.log.append([self._row(info, found, step)])
+            self._count(info)
+
+    def _write_rollback(
+        self, info: StepInfo, found: Anomaly, step: int
+    ) -> tuple[list[dict[str, Any]], bool]:
+        """In the place of the rows behind `step`: those before it, and whether there was space.
+
+        The run that goes back reads there what it is to pass over.
+        """
+        before: list[dict[str, Any]] = []
+        is_written = True
+        if distributed.is_rank_zero():
+            behind = [row for row in self.log.rows() if row["step"] > step]
+            before = self.log.cut_behind(step)
+            row = self._row(info, found, step, rolled_back_from=info.state.step)
+            is_written = self.log.append_now(row)
+            if is_written:
+                self._count(info)
+            else:
+                self.log.append(behind)
+        before, is_written = distributed.broadcast((before, is_written))
+        return before, is_written
+
+    def _row(
         self, info: StepInfo, found: Anomaly, step: int, *, rolled_back_from: int = 0
-    ) -> None:
-        """A row with the samples of the batch, and the counts for TensorBoard."""
-        if not distributed.is_rank_zero():
-            return
+    ) -> dict[str, Any]:
+        """With the samples of the batch."""
         seen = info.state.samples_seen
         positions = self.positions(seen - self.global_batch_size, self.global_batch_size)
-        row = {
+        return {
             "step": step,
             "rolled_back_from": rolled_back_from,
             "policy": self._policy(found),
@@ -222,7 +246,9 @@ class AnomalyHook(Hook):
             "samples_seen": seen,
             "samples": self.origins(positions),
         }
-        self.log.append([row])
+
+    def _count(self, info: StepInfo) -> None:
+        """For TensorBoard."""
         if self.events is not None:
             counts = {f"anomalies/{kind}": self.counts[kind] for kind in KINDS}
             self.events.add_scalars(counts, info.state.step)

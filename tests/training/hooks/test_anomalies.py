@@ -163,6 +163,23 @@ def test_back_to_the_last_good_checkpoint_and_past_the_batch(
     assert pass_over(tmp_path / "new", state_of(0)) == state_of(0)
 
 
+def test_without_space_to_note_it_a_rollback_is_a_skip(
+    build, take, state_of, tmp_path, capsys, full_disk
+):
+    """What is to be passed over would be lost, and the run would meet the same batch again."""
+    checkpoint(tmp_path, state_of(5, samples_seen=20))
+    hook = build(spike="rollback", nonfinite="skip")
+    take(hook, [*USUAL, math.nan])
+    with full_disk(20):
+        assert take(hook, [9.0], first=10) == [True]
+    assert (
+        "step 10: the disk has no space to note that the run goes back" in capsys.readouterr().out
+    )
+    hook.on_end()  # there is space again
+    assert [(row["step"], row["rolled_back_from"]) for row in rows(tmp_path)] == [(9, 0), (10, 0)]
+    assert pass_over(tmp_path, state_of(5, samples_seen=20)).samples_seen == 20
+
+
 def test_back_to_the_checkpoint_that_is_in_the_background_still(
     build, take, state_of, tmp_path, capsys
 ):
