@@ -33,7 +33,7 @@ def main() -> None:
     """Parse the command line, load the run, write the pictures."""
     interrupts.hand_over()
     arguments = _parser().parse_intermixed_args()
-    out = choose_output(arguments.out, OUT)
+    out = choose_output(arguments.out, OUT, is_folder=True)
     trained = load_model(arguments.run, averaged=arguments.ema)
     if isinstance(trained.config, TextTrainingConfig):
         pictures = _of_text(trained, trained.config, arguments)

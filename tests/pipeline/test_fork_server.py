@@ -80,7 +80,7 @@ def test_it_can_be_closed_before_it_has_imported(temporary):
 def test_it_ends_with_its_driver(temporary):
     fork_server = ForkServer()
     fork_server.process.stdin.close()  # as the end of a process does
-    assert fork_server.process.wait(30) == 0
+    assert fork_server.process.wait(120) == 0
     assert list(temporary.iterdir()) == []
 
 

@@ -49,6 +49,10 @@ def test_without_out_a_folder_in_this_one_that_is_not_there(cli, run_dir, tmp_pa
     answer = cli(*words, folder=tmp_path)
     assert answer["code"] == 2
     assert "attention: is there already; --out names another place" in answer["stderr"]
+    (tmp_path / "file").touch()
+    answer = cli("training.attention", "no-run", "--prompt", "a", "--out", "file", folder=tmp_path)
+    assert answer["code"] == 2
+    assert answer["stderr"].endswith("--out file: is a file; name a folder\n")
 
 
 @pytest.fixture(scope="module")

@@ -75,6 +75,12 @@ def test_without_out_a_name_in_this_folder_that_is_free(cli, run_dir, image_dir,
     assert answer["code"] == 0, answer
 
 
+def test_a_folder_in_the_place_of_the_file_is_told_before_anything_is_read(cli, tmp_path):
+    answer = cli("training.embed", tmp_path / "no-run", tmp_path, "--out", tmp_path)
+    assert answer["code"] == 2
+    assert answer["stderr"].endswith(f"--out {tmp_path}: is a folder; name a file in it\n")
+
+
 def test_the_limit_of_pixels_is_a_flag(cli, run_dir, tmp_path):
     import PIL.Image
 

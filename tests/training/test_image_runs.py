@@ -141,6 +141,12 @@ def test_a_classifier_begins_with_the_encoder_of_a_masked_autoencoder(train, tmp
             "mixup and CutMix mix pairs",
         ),
         (VIT, "image_classification", ("augment.magnitude=11",), "must be 0 to 10"),
+        (
+            MAE,
+            "masked_autoencoding",
+            ("augment.cutmix_alpha=1",),
+            "task masked_autoencoding mixes no images: augment.mixup_alpha and augment.cut",
+        ),
     ],
 )
 def test_refused(train, model, task, overrides, message):

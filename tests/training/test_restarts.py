@@ -65,7 +65,7 @@ def test_mistakes(words, told, capsys):
 )
 def test_neither_a_mistake_nor_a_deliberate_stop_is_started_again(start, words, told):
     ranks = start("--nproc-per-node", "2", *words)
-    log, _ = ranks.communicate(timeout=120)
+    log, _ = ranks.communicate(timeout=240)
     assert ranks.returncode == 2, log
     assert told in log
     assert "ended with code 2, which no restart mends; its error is above" in log

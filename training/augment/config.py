@@ -1,6 +1,5 @@
 """Section `augment` of the training config: how images are modified in training."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,11 +56,14 @@ class Config:
             raise ValueError(f"crop_ratio is {self.crop_ratio}; it must be above 0 and at most 1")
         if len(self.area) != 2 or not 0 < self.area[0] <= self.area[1] <= 1:
             raise ValueError(f"area is {list(self.area)}; two shares are needed, ascending, 0 to 1")
-        for name, least in (("mean", -math.inf), ("std", 0.0)):
+        for name in ("mean", "std"):
             values = getattr(self, name)
-            if len(values) != 3 or not all(least < value < math.inf for value in values):
-                above = " above 0" if name == "std" else ""
-                raise ValueError(f"{name} is {list(values)}; three numbers{above} are needed")
+            is_good = len(values) == 3 and all(0 <= value <= 1 for value in values)
+            if not is_good or name == "std" and not all(values):
+                allowed = "above 0 and at most 1" if name == "std" else "0 to 1"
+                raise ValueError(
+                    f"{name} is {list(values)}; three numbers are needed, {allowed}, as pixels are"
+                )
 
     @property
     def mixes(self) -> bool:

@@ -34,6 +34,9 @@ def build_task(config: ImageTrainingConfig, manifest: Manifest) -> Any:
     if config.probe.every_steps and not manifest.splits.get("validation"):
         where = config.data.dataset_dir
         raise ValueError(f"{where}: has no validation split to probe on; set probe.every_steps=0")
+    if config.augment.mixes and not config.task.module.MIXES:
+        keys = "augment.mixup_alpha and augment.cutmix_alpha"
+        raise ValueError(f"task {config.task.name} mixes no images: {keys} must be 0")
     check_pairs(config.augment, micro_batch_size=config.batch.micro_batch_size)
     return config.task.module.Task(
         config.task.config, config.augment, classes=manifest.classes, model=config.model.config

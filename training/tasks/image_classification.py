@@ -20,6 +20,9 @@ KIND = "image"
 NEEDS = "classes"
 """What a model must give."""
 
+MIXES = True
+"""Whether it has targets for images that mixup or CutMix have mixed."""
+
 SHOWN = "train"
 """Split whose first images become `pictures`."""
 

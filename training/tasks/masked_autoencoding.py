@@ -21,6 +21,9 @@ KIND = "image"
 NEEDS = "patches"
 """What a model must give."""
 
+MIXES = False
+"""Whether it has targets for images that mixup or CutMix have mixed."""
+
 SHOWN = "validation"
 """Split whose first images become `pictures`."""
 

@@ -46,8 +46,8 @@ def rendered(key=0, **recipe):
         ("cutmix_alpha", [-0.1, math.nan]),
         ("mix_probability", [-0.1, 1.1]),
         ("cutmix_probability", [-0.1, 1.1]),
-        ("mean", [(0.5, 0.5, math.nan), (0.5, 0.5, math.inf), (0.5, 0.5)]),
-        ("std", [(0.0, 0.2, 0.2), (0.2, 0.2, math.inf), (0.2,)]),
+        ("mean", [(0.5, 0.5, math.nan), (0.5, 0.5, math.inf), (0.5, 0.5), (124, 116, 104)]),
+        ("std", [(0.0, 0.2, 0.2), (0.2, 0.2, math.inf), (0.2,), (58, 57, 57)]),
     ],
 )
 def test_values_out_of_bounds_are_refused_by_name(name, values):
@@ -59,6 +59,7 @@ def test_values_out_of_bounds_are_refused_by_name(name, values):
 def test_the_bounds_themselves_are_allowed():
     Config(area=(1.0, 1.0), max_aspect_ratio=1.0, padding=0, crop_ratio=1.0, num_operations=0)
     Config(magnitude=0.0, erasing=1.0, horizontal_flip=0.0, mix_probability=1.0, mixup_alpha=0.0)
+    Config(mean=(0.0, 1.0, 0.5), std=(1.0, 1.0, 0.001))
     Config(max_aspect_ratio=100.0, padding=1000, magnitude=10.0, cutmix_alpha=1000.0)
 
 
