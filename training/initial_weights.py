@@ -18,11 +18,13 @@ import yaml
 from torch import Tensor, nn
 
 from training import checkpoint, distributed, run_dataset
+from training.augment.config import Config as Augment
 from training.config import TrainingConfig
 from training.console import say
 from training.engine import assign_weights, load_weights
 from training.huggingface.folder import is_folder
 from training.huggingface.initial import compare, read_weights
+from training.huggingface.seen_images import read_classes, read_normalisation
 from training.huggingface.vocabulary import find_other_meaning
 from training.objective import count_elements
 from training.run_dataset import DatasetFacts, read_kept
@@ -59,6 +61,8 @@ class Source:
     """Of a foreign model, the section `model` that is its own."""
     differs: dict[str, str] = field(default_factory=dict)
     """Keys of `model` that are otherwise here, and how."""
+    normalisation: dict[str, list[float]] = field(default_factory=dict)
+    """`mean` and `std` of the pixels that it learned from, as far as known."""
 
 
 def take_initial_weights(model: nn.Module, config: TrainingConfig, facts: DatasetFacts) -> None:
@@ -95,7 +99,7 @@ def take_initial_weights(model: nn.Module, config: TrainingConfig, facts: Datase
         (run_dir / REPORT).write_text(json.dumps(tree, indent=1) + "\n")
     of = f"the average in {source.name}" if config.init_ema else source.name
     say(f"initial weights of {of}: {describe(report, model)}; all names in {run_dir / REPORT}")
-    for line in _warnings(source, report, facts):
+    for line in _warnings(source, report, facts, getattr(config, "augment", None)):
         say(f"initial weights of {of}: {line}")
 
 
@@ -104,12 +108,15 @@ def _open_source(config: TrainingConfig) -> Source:
     path = Path(config.init_from)
     if not is_folder(path):
         found = _find_checkpoint(path)
-        section = dict(yaml.safe_load((found / checkpoint.CONFIG).read_text())["model"])
+        tree = yaml.safe_load((found / checkpoint.CONFIG).read_text())
+        section = dict(tree["model"])
         section.pop("name")
+        augment = tree.get("augment", {})
         return Source(
             name=str(found),
             weights=load_weights(found, averaged=config.init_ema),
             differs=compare(section, config.model.config),
+            normalisation={name: augment[name] for name in ("mean", "std") if name in augment},
         )
     if config.init_ema:
         raise ValueError(f"init_ema asks for an average, which {path}, of Hugging Face, has not")
@@ -123,6 +130,7 @@ def _open_source(config: TrainingConfig) -> Source:
         unused=read.unused,
         fits=read.section,
         differs=read.differs,
+        normalisation=read_normalisation(path),
     )
 
 
@@ -133,10 +141,16 @@ def _find_checkpoint(path: Path) -> Path:
         raise FileNotFoundError(f"{error}, or a Hugging Face folder, with config.json") from None
 
 
-def _warnings(source: Source, report: Report, facts: DatasetFacts) -> Iterator[str]:
+def _warnings(
+    source: Source, report: Report, facts: DatasetFacts, augment: Augment | None
+) -> Iterator[str]:
     """What of the other model is otherwise here, and may be so by choice; shapes tell it not."""
     for key, how in source.differs.items():
         yield f"model.{key} is {how}"
+    for key, theirs_of_key in source.normalisation.items() if augment else ():
+        ours = list(getattr(augment, key))
+        if list(theirs_of_key) != ours:
+            yield f"augment.{key} is {theirs_of_key} there, {ours} here"
     try:
         theirs = _facts_of(source)
     except (OSError, ValueError) as error:
@@ -158,7 +172,8 @@ def _facts_of(source: Source) -> DatasetFacts:
         run_dir = path.resolve().parents[1]
         return read_kept(run_dir) if (run_dir / run_dataset.FILE).exists() else DatasetFacts("")
     tokenizer = path / run_dataset.TOKENIZER
-    return DatasetFacts("", tokenizer_json=tokenizer.read_bytes() if tokenizer.is_file() else b"")
+    content = tokenizer.read_bytes() if tokenizer.is_file() else b""
+    return DatasetFacts("", classes=read_classes(path), tokenizer_json=content)
 
 
 def _other_classes(theirs: Sequence[str], ours: Sequence[str]) -> str:

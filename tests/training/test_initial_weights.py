@@ -10,6 +10,7 @@ import torch
 
 from pipeline.manifest import read_manifest, write_manifest
 from training.engine import load_weights
+from training.huggingface.seen_images import read_classes
 from training.initial_weights import _other_classes, adapt, match_weights
 from training.models import mae, vit
 
@@ -255,6 +256,44 @@ def test_a_head_of_other_classes_is_told(cli, write_image_config, image_dir, tmp
     )
     assert answer["code"] == 0, answer
     assert f"what it learned from is not known: {source}/dataset.json: damaged" in answer["stdout"]
+
+
+@pytest.mark.slow
+def test_other_classes_and_pixels_of_a_run_and_of_what_it_exports(
+    cli, write_image_config, image_dir, tmp_path
+):
+    other = shutil.copytree(image_dir, tmp_path / "other")
+    manifest = read_manifest(other)
+    write_manifest(dataclasses.replace(manifest, classes=("dark", "loud")), other)
+    small = {"num_steps": 2, "evaluation": {"every_steps": 0}, "pictures": {"every_steps": 0}}
+    config = write_image_config({"name": "vit"}, "image_classification", **small)
+    source, exported = tmp_path / "first", tmp_path / "exported"
+    assert cli("training", config, f"run_dir={source}")["code"] == 0
+    assert cli("training.export", source, exported, "--format", "huggingface")["code"] == 0
+    elsewhere = (f"data.dataset_dir={other}", "augment.mean=[0.5,0.5,0.5]")
+    for number, (folder, words, is_told) in enumerate(
+        [(source, elsewhere, True), (exported, elsewhere, True), (exported, (), False)]
+    ):
+        run = f"run_dir={tmp_path / str(number)}"
+        answer = cli("training", config, run, f"init_from={folder}", *words)
+        assert answer["code"] == 0, answer
+        for told in (
+            "its head is of other classes: 'bright' there, 'loud' in the dataset",
+            "augment.mean is [0.485, 0.456, 0.406] there, [0.5, 0.5, 0.5] here",
+        ):
+            assert (told in answer["stdout"]) == is_told
+        assert "augment.std is" not in answer["stdout"]
+
+
+def test_labels_that_nobody_gave_are_none(tmp_path):
+    assert read_classes(tmp_path) == ()
+    for labels, names in (
+        ({"0": "LABEL_0", "1": "LABEL_1"}, ()),
+        ({"0": "cat", "1": "dog", "2": "class 2"}, ("cat", "dog")),
+        (["cat"], ()),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({"id2label": labels}))
+        assert read_classes(tmp_path) == names
 
 
 def test_the_first_few_classes_that_differ():
