@@ -13,7 +13,7 @@ from pipeline.corpus import Portion
 from pipeline.portions import Placement
 from pipeline.urls import read_url
 
-STAGES_VERSION = 6
+STAGES_VERSION = 7
 """Raised when a stage makes other bytes of the same input."""
 
 LIBRARIES = ("numpy", "orjson", "pyarrow", "xxhash")

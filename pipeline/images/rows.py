@@ -99,6 +99,19 @@ def as_metadata(tree: dict[str, Any]) -> str | None:
     return text
 
 
+def with_own(said: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Metadata and fields of ours: what the corpus says under their names is `corpus_NAME` then."""
+    tree = dict(said)
+    for name, value in own.items():
+        if name in tree and tree[name] != value:
+            other = f"corpus_{name}"
+            while other in tree:
+                other = f"corpus_{other}"
+            tree[other] = tree[name]
+        tree[name] = value
+    return tree
+
+
 def _plain(value: Any, depth: int) -> Any:
     """What JSON can hold: bytes as base64, dates and decimals as text, NaN and infinity as null."""
     if depth > MAX_DEPTH:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.images.rows import with_own
 from pipeline.shared_work import read_place
 from pipeline.tar import Sample
 
@@ -48,9 +49,8 @@ class ImageSamples:
 
 def render_metadata(metadata: str | None, *, width: int, height: int) -> str:
     """The `json` of a sample: what the corpus says of the image, and its size in pixels."""
-    tree = json.loads(metadata) if metadata else {}
-    size = {"width": width, "height": height}
-    return json.dumps({**tree, **size}, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    tree = with_own(json.loads(metadata) if metadata else {}, {"width": width, "height": height})
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def _rows(documents: pa.RecordBatch) -> Iterator[dict[str, Any]]:

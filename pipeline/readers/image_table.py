@@ -16,7 +16,7 @@ from pipeline.corpus import CorpusConfig, CorpusFile, Portion
 from pipeline.images import table
 from pipeline.images.beside import FORBIDDEN, Versions, container_versions, digest
 from pipeline.images.named import Finder, find_image, images_root, name_of, place_of
-from pipeline.images.rows import ImageRecord, as_metadata, image_documents
+from pipeline.images.rows import ImageRecord, as_metadata, image_documents, with_own
 from pipeline.images.table import Layout, Row, cut_table, read_strings, read_table
 from pipeline.meter import Meter
 from pipeline.records import BadRecord, gather
@@ -211,7 +211,7 @@ def _record(file: CorpusFile, rows: list[Row], config: Config, finder: Finder) -
     class_name, captions, tree = said
     caption = captions[0] if captions else None
     if len(captions) > 1 or (captions and config.rows_per_image == "group"):
-        tree["captions"] = captions
+        tree = with_own(tree, {"captions": captions})
     try:
         metadata = as_metadata(tree)
     except ValueError as error:

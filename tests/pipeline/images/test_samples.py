@@ -42,3 +42,15 @@ def test_metadata_has_sorted_keys_and_the_size():
     rendered = render_metadata('{"z": 1, "a": "é"}', width=4, height=3)
     assert rendered == '{"a":"é","height":3,"width":4,"z":1}'
     assert render_metadata(None, width=4, height=3) == '{"height":3,"width":4}'
+
+
+def test_what_the_corpus_says_under_our_names_stays_under_another():
+    said = '{"width": "3 cm", "height": 3, "corpus_width": 1}'
+    assert json.loads(render_metadata(said, width=4, height=3)) == {
+        "width": 4,
+        "height": 3,
+        "corpus_width": 1,
+        "corpus_corpus_width": "3 cm",
+    }
+    again = render_metadata(render_metadata(said, width=4, height=3), width=4, height=3)
+    assert json.loads(again) == json.loads(render_metadata(said, width=4, height=3))

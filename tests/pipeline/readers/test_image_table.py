@@ -266,14 +266,19 @@ def test_integer_classes_lists_of_captions_and_odd_metadata(folder):
         "when": [day] * 4,
         "score": [float("nan"), 0.5, 0.5, 0.5],
         "raw": [b"\0\1"] * 4,
+        "captions": ["own"] * 4,
     }
     pq.write_table(pa.table(table), folder / "t.parquet")
     batches = read(folder / "t.parquet", **COLUMNS)
     said = [(row[1], row[2], json.loads(row[3])) for row in rows(batches)]
     other = {"when": "2026-11-24", "raw": "AAE="}
     assert said == [
-        ("3", "one", {"score": None, "captions": ["one", "two"], **other}),
-        ("12", "three", {"score": 0.5, **other}),
+        (
+            "3",
+            "one",
+            {"score": None, "captions": ["one", "two"], "corpus_captions": "own", **other},
+        ),
+        ("12", "three", {"score": 0.5, "captions": "own", **other}),
     ]
     assert rejects(batches) == [("missing_class", 2), ("missing_caption", 3)]
 
