@@ -11,6 +11,7 @@ from training.memory.layers import (
     linear_weights,
     norm,
     norm_weights,
+    weigh_pairs,
 )
 from training.memory.ledger import Buffer
 from training.memory.operations import FP32, add, cast, dropout, linear, relu
@@ -164,12 +165,7 @@ def _cross_without_kernel(
     num_tokens = q.numel // shape.num_attended
     pairs = FP32 * num_tokens * source.num_positions * shape.num_heads
     exact = [tape.book(FP32 * one.numel) for one in (q, k_v)]
-    scores = tape.book_product(pairs)
-    weights = [tape.book(pairs)]
-    del scores
-    weights += [tape.book(pairs) for _ in range(2)]
-    if tape.keeps_nothing:  # but for those that the values are about to be weighed by
-        weights = weights[-1:] * 3
+    weights = weigh_pairs(tape, pairs)
     result = tape.book_product(FP32 * q.numel)
     output = Value(result, q.numel, q.width, None)
     if q.width < FP32:

@@ -264,12 +264,7 @@ def _attend_without_kernel(
     num_tokens, numel = sequences.num_tokens, sequences.num_tokens * shape.num_attended
     pairs = FP32 * num_tokens * sequences.num_seen * shape.num_heads
     exact = [tape.book(FP32 * numel) for _ in range(3)]
-    scores = tape.book_product(pairs)
-    weights = [tape.book(pairs)]
-    del scores
-    weights += [tape.book(pairs) for _ in range(2)]
-    if tape.keeps_nothing:  # but for those that the values are about to be weighed by
-        weights = weights[-1:] * 3
+    weights = weigh_pairs(tape, pairs)
     result = tape.book_product(FP32 * numel)
     output = Value(result, numel, FP32, None)
     if heads.width < FP32:
@@ -283,6 +278,16 @@ def _attend_without_kernel(
         gradients=(heads.numel * heads.width,),
         workspace=pairs,
     )
+
+
+def weigh_pairs(tape: Tape, num_bytes: int) -> list[Buffer]:
+    """Scores, then weights three times: as they are, what dropout keeps, and what it leaves."""
+    scores = tape.book_product(num_bytes)
+    weights = [tape.book(num_bytes)]
+    del scores
+    weights += [tape.book(num_bytes) for _ in range(2)]
+    # Where all is computed again, but for those that the values are about to be weighed by.
+    return weights[-1:] * 3 if tape.keeps_nothing else weights
 
 
 def norm(
