@@ -23,6 +23,7 @@ from training.huggingface import beside
 from training.huggingface.destination import check_destination, whole_folder
 from training.huggingface.layouts import find_layout
 from training.huggingface.model_files import write_model
+from training.huggingface.seen_images import PREPROCESSOR
 from training.run_dataset import find_facts, find_tokenizer
 from training.run_dir import find_checkpoint
 from training.tasks.span_corruption import count_lengths
@@ -118,7 +119,7 @@ def _of_images(config: ImageTrainingConfig, found: Path) -> Beside:
         mean=config.augment.mean,
         std=config.augment.std,
     )
-    return Beside(extra, {"preprocessor_config.json": beside.as_json(preparation)})
+    return Beside(extra, {PREPROCESSOR: beside.as_json(preparation)})
 
 
 def _parser() -> argparse.ArgumentParser:
