@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import PIL.Image
 
+from pipeline.images import jpeg
 from pipeline.verify_shard import Findings, StoredSample
 
 RULES = {
@@ -55,8 +56,7 @@ class ImageRules:
         findings.checked["image"] += 1
         extension = next(one for one in FORMATS if one in contents)
         try:
-            opened = PIL.Image.open(io.BytesIO(contents[extension]), formats=[FORMATS[extension]])
-            opened.load()
+            opened = _load(bytes(contents[extension]), FORMATS[extension])
         except Exception as error:  # noqa: BLE001 - a decoder raises what it likes
             message = " ".join(f"{type(error).__name__}: {error}".split())
             findings.add("image", where, f"{extension}: {message}")
@@ -73,6 +73,15 @@ class ImageRules:
             findings.add("class", where, f"cls: {text!r} is no index")
         elif int(text) >= self.num_classes:
             findings.add("class", where, f"cls: {int(text)} of {self.num_classes} classes")
+
+
+def _load(content: bytes, format_name: str) -> PIL.Image.Image:
+    """Raises whatever decoders raise for what is damaged, by the build's own rule for a JPEG."""
+    opened = PIL.Image.open(io.BytesIO(content), formats=[format_name])
+    opened.load()
+    if format_name == "JPEG" and (fault := jpeg.find_damage(content)):
+        raise OSError(fault)
+    return opened
 
 
 def _check_caption(content: memoryview, where: str, findings: Findings) -> None:

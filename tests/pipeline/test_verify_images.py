@@ -52,6 +52,7 @@ def test_an_image_above_the_limit_of_pillow_has_no_fault(tmp_path):
     ("changes", "rule", "message"),
     [
         ({"jpg": jpeg()[:300]}, "image", "jpg: OSError: "),
+        ({"jpg": jpeg()[:-8] + b"\xff\xd9"}, "image", "jpg: OSError: truncated: "),
         ({"jpg": b"no image"}, "image", "jpg: UnidentifiedImageError"),
         ({"jpg": jpeg(mode="CMYK")}, "image", "jpg: pixels of mode CMYK; RGB or grey"),
         ({"jpg": jpeg(9)}, "metadata", "says 8 x 6 pixels, the image has 9 x 6"),
